@@ -1,0 +1,170 @@
+"""Write guest memory into a file, as chunks, and make its chunk table.
+
+Two threads share the work: this one looks for zeros and writes, the other hashes (hashing, comparing and writing all
+release the interpreter lock). A page of zeros is never written, so the file has a hole there; a chunk of nothing but
+zeros is not in the file at all. What has been written is handed to the disk at once, so that the final sync waits for
+little. The source must not change meanwhile, or its digests are of something else: the machine is paused.
+
+Zeros are found without numpy, whose import costs more than most snapshots: the first word of every page of a chunk is
+one strided slice, and only pages whose first word is zero are compared.
+"""
+
+import re
+import threading
+from collections.abc import Callable, Iterable
+from queue import Empty, SimpleQueue
+
+from snapkit import host
+from snapkit.errors import ConfigError, InternalError
+from snapkit.restore.chunks import HOLE_ENTRY, RAW, count_chunks, pack_entry
+from snapkit.restore.digest import Digester
+from snapkit.restore.manifest import PHYSICAL_MAX, REGIONS_MAX, Region
+from snapkit.restore.preamble import MEMORY_ALIGNMENT
+from snapkit.units import CHUNK_LEN, MIB, PAGE_LEN, align_up
+
+Progress = Callable[[int, int], None]
+"""Called with bytes of RAM done and in all."""
+MemorySource = tuple[int, int | memoryview, int]
+"""RAM to be saved: guest-physical start, its address in this process (or a view of it), length."""
+
+_WRITEBACK_LEN = 16 * MIB
+_ZERO_PAGE = bytes(PAGE_LEN)
+_data_pages = re.compile(rb"\x01+")
+
+
+class Capture:
+    """One writing of memory. After `write`, *raw_chunks* and *written* (bytes) say what it came to."""
+
+    def __init__(self, memory: Iterable[MemorySource], digester: Digester, progress: Progress | None) -> None:
+        """Check the sources; nothing is read yet.
+
+        Raises ConfigError when they are not whole pages in address order.
+        """
+        self._sources = list(memory)
+        self._digester = digester
+        self._progress = progress
+        self.regions = tuple(Region(gpa, length) for gpa, _source, length in self._sources)
+        self.count = count_chunks(self.regions)
+        self.raw_chunks = 0
+        self.written = 0
+        free_from = 0
+        for region in self.regions:
+            if region.gpa % PAGE_LEN or region.length % PAGE_LEN or not region.length or region.gpa < free_from:
+                raise ConfigError(
+                    f"memory at {region.gpa:#x} + {region.length:#x} must be whole pages at or above {free_from:#x}"
+                )
+            free_from = region.gpa + region.length
+        for _gpa, source, length in self._sources:
+            if not isinstance(source, int) and source.nbytes != length:
+                raise InternalError(f"a view of {source.nbytes} bytes was given for {length} bytes of memory")
+        if len(self.regions) > REGIONS_MAX or free_from > PHYSICAL_MAX:
+            raise ConfigError(f"memory has {len(self.regions)} regions up to {free_from:#x}, a file holds fewer")
+
+    def write(self, fd: int, offset: int) -> tuple[bytes, int]:
+        """Write memory to *fd* from *offset* on; returns the chunk table and the end of memory in the file."""
+        raw: list[tuple[int, int, int]] = []  # chunk, offset, length
+        total = sum(region.length for region in self.regions)
+        number = done = 0
+        at = synced = end = offset
+        hashes = _Hashing(self._digester)
+        try:
+            for _gpa, source, length in self._sources:
+                whole = host.view(source, length) if isinstance(source, int) else source.cast("B")
+                for start in range(0, length, CHUNK_LEN):
+                    chunk = whole[start : start + CHUNK_LEN]
+                    address = source + start if isinstance(source, int) else None
+                    if not _is_zero(chunk, address):
+                        at = align_up(end, MEMORY_ALIGNMENT)
+                        hashes.add(number, chunk)
+                        for first, last in _data_ranges(chunk):
+                            host.pwrite(fd, chunk[first:last], at + first)
+                            self.written += last - first
+                        raw.append((number, at, len(chunk)))
+                        end = at + len(chunk)
+                        if end - synced >= _WRITEBACK_LEN:
+                            host.start_writeback(fd, synced, end - synced)
+                            synced = end
+                    number += 1
+                    done += len(chunk)
+                    if self._progress is not None:
+                        self._progress(done, total)
+            digests = hashes.finish()
+        except BaseException:
+            hashes.abandon()
+            raise
+        self.raw_chunks = len(raw)
+        table = [HOLE_ENTRY] * self.count
+        for number, at, length in raw:
+            table[number] = pack_entry(at, length, RAW, digests[number])
+        return b"".join(table), end
+
+
+class _Hashing:
+    """Digests of chunks, made by a thread beside the one that asks for them."""
+
+    def __init__(self, digester: Digester) -> None:
+        self._digester = digester
+        self._jobs: SimpleQueue[tuple[int, memoryview] | None] = SimpleQueue()
+        self._digests: dict[int, bytes] = {}
+        self._thread: threading.Thread | None = threading.Thread(target=self._work, name="hash", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:  # no more threads: `finish` does it all
+            self._thread = None
+
+    def add(self, number: int, chunk: memoryview) -> None:
+        self._jobs.put((number, chunk))
+
+    def finish(self) -> dict[int, bytes]:
+        """Help with what is left, and return the digests by chunk."""
+        self._jobs.put(None)
+        self._drain()
+        self._jobs.put(None)
+        self._join()
+        return self._digests
+
+    def abandon(self) -> None:
+        """Forget what is left."""
+        while True:
+            try:
+                self._jobs.get_nowait()
+            except Empty:
+                break
+        self._jobs.put(None)
+        self._join()
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            self._digests[job[0]] = self._digester.of(job[1])
+
+    def _drain(self) -> None:
+        while True:
+            try:
+                job = self._jobs.get_nowait()
+            except Empty:
+                return
+            if job is not None:
+                self._digests[job[0]] = self._digester.of(job[1])
+
+
+def _is_zero(chunk: memoryview, address: int | None) -> bool:
+    if address is not None:
+        return host.is_zero(address, len(chunk))
+    return not chunk[0] and chunk.tobytes().count(0) == len(chunk)
+
+
+def _data_ranges(chunk: memoryview) -> list[tuple[int, int]]:
+    """Return the parts (start, end) of *chunk* that are not pages of zeros."""
+    words: list[int] = chunk.cast("Q")[:: PAGE_LEN // 8].tolist()
+    if 0 not in words:
+        return [(0, len(chunk))]
+    flags = bytearray(b"\1" * len(words))
+    for page, word in enumerate(words):
+        if not word and chunk[page * PAGE_LEN : (page + 1) * PAGE_LEN].tobytes() == _ZERO_PAGE:
+            flags[page] = 0
+    return [(match.start() * PAGE_LEN, match.end() * PAGE_LEN) for match in _data_pages.finditer(flags)]

@@ -1,0 +1,111 @@
+"""What must hold across the parts of a machine before any of it is rebuilt: pure, all findings at once.
+
+A single value out of its bounds never gets here: decoding refuses it. Each invariant is a small named function with its
+reason; `INVARIANTS` is the list that `check` runs.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+from snapkit.errors import Finding
+from snapkit.restore.pages import Pages
+from snapkit.state import i8042, serial_16550
+from snapkit.state.i8042 import I8042State
+from snapkit.state.machine import EM_X86_64, MachineState
+from snapkit.state.memory_layout import MemoryLayoutState
+from snapkit.state.schema import SectionId, State
+from snapkit.state.serial_16550 import SerialState
+from snapkit.state.vcpu_x86_64 import VcpuState
+from snapkit.units import PAGE_LEN, PAGE_SHIFT
+
+Sections = Mapping[SectionId, State]
+Findings = Iterator[Finding]
+
+_SINGLE_X86 = ("machine", "memory-layout", "irqchip-x86", "pit", "kvm-clock", "serial-16550", "i8042")
+
+
+def sections_complete(sections: Sections, _pages: Pages) -> Findings:
+    """Each kind that an x86-64 machine has once is there once, as instance 0: nothing would be rebuilt for it."""
+    for kind in _SINGLE_X86:
+        instances = [section.instance for section in sections if section.kind == kind]
+        if instances != ["0"]:
+            yield Finding(kind, "", f"there as {instances}", "there once, as instance 0", "sections.complete")
+
+
+def architecture_known(sections: Sections, _pages: Pages) -> Findings:
+    """The kinds of CPU and the machine's architecture agree: they decide who rebuilds it."""
+    machine = sections.get(SectionId("machine", "0"))
+    if isinstance(machine, MachineState) and machine.architecture != EM_X86_64:
+        yield Finding("machine/0", "architecture", str(machine.architecture), f"{EM_X86_64} (x86-64)", "machine.arch")
+
+
+def vcpus_dense(sections: Sections, _pages: Pages) -> Findings:
+    """CPU ids are 0 to n-1, each under its own name: the tables in guest memory name them so."""
+    machine = sections.get(SectionId("machine", "0"))
+    if not isinstance(machine, MachineState):
+        return
+    found = {section.instance: state for section, state in sections.items() if section.kind == "vcpu-x86-64"}
+    wanted = [str(number) for number in range(machine.vcpu_count)]
+    if not wanted:
+        yield Finding("machine/0", "vcpu_count", "0", "at least 1", "vcpus.dense")
+    if sorted(found) != sorted(wanted):
+        yield Finding("vcpu-x86-64", "", f"there as {sorted(found)}", f"there as {wanted}", "vcpus.dense")
+    for instance, state in found.items():
+        if isinstance(state, VcpuState) and str(state.id) != instance:
+            yield Finding(f"vcpu-x86-64/{instance}", "id", str(state.id), instance, "vcpus.dense")
+
+
+def vcpu_lists_unique(sections: Sections, _pages: Pages) -> Findings:
+    """No MSR and no CPUID leaf is there twice: which of the two counted would be KVM's whim."""
+    for section, state in sections.items():
+        if not isinstance(state, VcpuState):
+            continue
+        indices = [msr.index for msr in state.msrs]
+        leaves = [(entry.function, entry.index) for entry in state.cpuid]
+        for path, items in (("msrs", indices), ("cpuid", leaves)):
+            if len(set(items)) != len(items):
+                yield Finding(str(section), path, "a list with an entry twice", "free of repetitions", "vcpus.unique")
+
+
+def regions_sound(sections: Sections, pages: Pages) -> Findings:
+    """RAM regions are whole pages, in order, apart from each other, and those whose bytes the file holds."""
+    layout = sections.get(SectionId("memory-layout", "0"))
+    if not isinstance(layout, MemoryLayoutState):
+        return
+    where, rule = "memory-layout/0", "memory.regions"
+    if layout.page_shift != PAGE_SHIFT:
+        yield Finding(where, "page_shift", str(layout.page_shift), str(PAGE_SHIFT), rule)
+    end = 0
+    for number, region in enumerate(layout.regions):
+        path = f"regions[{number}]"
+        if region.gpa % PAGE_LEN or region.length % PAGE_LEN or not region.length:
+            yield Finding(where, path, f"{region.gpa:#x}+{region.length:#x}", "whole pages", rule)
+        if region.gpa < end or region.gpa + region.length > 1 << 52:
+            yield Finding(where, f"{path}.gpa", f"{region.gpa:#x}", f"in order, between {end:#x} and 2^52", rule)
+        end = region.gpa + region.length
+    spans = [(region.gpa, region.length) for region in layout.regions]
+    if spans != list(pages.regions):
+        yield Finding(where, "regions", "different from the file's memory", "the regions whose bytes it holds", rule)
+
+
+def devices_consistent(sections: Sections, _pages: Pages) -> Findings:
+    """A device's fields do not contradict each other: it could never have been saved so."""
+    for section, state in sections.items():
+        if isinstance(state, SerialState):
+            yield from serial_16550.invariants(state, str(section))
+        elif isinstance(state, I8042State):
+            yield from i8042.invariants(state, str(section))
+
+
+INVARIANTS: tuple[Callable[[Sections, Pages], Findings], ...] = (
+    sections_complete,
+    architecture_known,
+    vcpus_dense,
+    vcpu_lists_unique,
+    regions_sound,
+    devices_consistent,
+)
+
+
+def check(sections: Sections, pages: Pages) -> list[Finding]:
+    """Return everything that is wrong with the machine as a whole; empty when it may be rebuilt."""
+    return [finding for invariant in INVARIANTS for finding in invariant(sections, pages)]

@@ -1,0 +1,235 @@
+"""Read a snapshot file, trusting none of it.
+
+    [ preamble | manifest | sections ... | chunk table | zero padding | memory ]     all in one file, or
+    [ preamble | manifest | sections ... | chunk table ] and [ header | zero padding | memory ]
+
+The order of checks is the order in which bytes can be trusted: what the path names, the preamble's digest, then every
+length against the file's, then the manifest's digest before it is decoded, then that the parts cover the file without
+overlap and with nothing but zeros between, then the chunk table's digest and what it says. A section's digest is checked
+when it is read, before it is decompressed or decoded; a chunk's when somebody asks (`Pages`).
+
+`Image.describe` is the other way to look at a file: preamble and manifest only, saying what cannot be said or trusted
+instead of refusing it.
+"""
+
+import os
+from typing import NamedTuple, Self
+
+from snapkit.errors import ConfigError, Finding, ImageError
+from snapkit.restore.chunks import ChunkTable
+from snapkit.restore.container import extents, find_gaps, read_manifest
+from snapkit.restore.describe import Description, describe
+from snapkit.restore.digest import Digester
+from snapkit.restore.manifest import Manifest, SectionEntry
+from snapkit.restore.pages import Pages, Progress
+from snapkit.restore.preamble import (
+    MEMORY_ALIGNMENT,
+    PREAMBLE_LEN,
+    Preamble,
+    check_memory_header,
+    unpack_preamble,
+)
+from snapkit.restore.source import Source, naming
+from snapkit.state import codec
+from snapkit.state.schema import KINDS, SectionId, State, versions_of
+from snapkit.units import MIB
+
+_WINDOW_MAX = 8 * MIB
+
+
+class Sections(NamedTuple):
+    """What a file's sections decode to, at the versions that they are stored in."""
+
+    states: dict[SectionId, State]
+    dropped: list[str]
+    """Optional sections that this release does not know, each with the reason, for people."""
+
+
+class Image:
+    """An open snapshot file. Use `open`; it is a context manager. Its fds stay open until `close`."""
+
+    def __init__(self, source: Source, digester: Digester) -> None:
+        self._source = source
+        self._memory_source = source
+        self._digester = digester
+        self.path = source.path
+        self.preamble: Preamble = unpack_preamble(source.head, digester)
+        self.manifest: Manifest = read_manifest(source, self.preamble, digester)
+        self._check_cover()
+        try:
+            self.memory: Pages = self._open_memory()
+        except BaseException:
+            self._close_memory()
+            raise
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, key: bytes | None = None) -> Self:
+        """Open the snapshot at *path* read-only and check everything but the contents of sections and memory.
+
+        With a *key* its digests must be keyed with it. Raises ConfigError when there is no such file, ImageError when
+        anything about it is wrong.
+        """
+        digester = Digester(key)
+        source = Source(os.fspath(path))
+        try:
+            with naming(source.path):
+                return cls(source, digester)
+        except BaseException:
+            source.close()
+            raise
+
+    @staticmethod
+    def describe(path: str | os.PathLike[str], *, key: bytes | None = None) -> Description:
+        """Say what can be said about the snapshot at *path* from its preamble and manifest alone."""
+        return describe(os.fspath(path), key=key)
+
+    @property
+    def keyed(self) -> bool:
+        """Whether the file was authenticated with a key; memory is then not to be used before it is verified."""
+        return self._digester.keyed
+
+    @property
+    def entries(self) -> tuple[SectionEntry, ...]:
+        return self.manifest.sections
+
+    def payload(self, entry: SectionEntry) -> bytes:
+        """Return the payload of a section, its digest checked and decompressed.
+
+        Raises ImageError naming the section.
+        """
+        with naming(self.path):
+            what = f"section {entry.path}"
+            stored = self._source.read(entry.offset, entry.stored_length, what)
+            if not self._digester.matches(stored, bytes.fromhex(entry.digest)):
+                raise ImageError(f"{what} does not match its digest: damaged")
+            return stored if entry.codec == "raw" else _decompress(stored, entry.length, what)
+
+    def sections(self) -> Sections:
+        """Decode every section into a State of the version that it is stored in.
+
+        Raises ImageError for a required section of an unknown kind or a newer version, and for one that is damaged or
+        not what its schema says. Optional sections that are unknown are left out and named in `Sections.dropped`.
+        """
+        states: dict[SectionId, State] = {}
+        dropped: list[str] = []
+        with naming(self.path):
+            for entry in self.manifest.sections:
+                versions = versions_of(entry.kind) if entry.kind in KINDS else {}
+                schema = versions.get(entry.version)
+                if schema is None:
+                    reason = (
+                        f"section {entry.path} has version {entry.version}, this release knows up to {max(versions)}"
+                        if versions
+                        else f"section {entry.path} is of a kind that this release does not know"
+                    )
+                    if entry.required:
+                        raise ImageError(f"{reason}: it was written by a newer release ({self.preamble.release})")
+                    dropped.append(reason)
+                    continue
+                if entry.required != schema.required:
+                    raise ImageError(f"section {entry.path}.required is {entry.required}, must be {schema.required}")
+                if entry.length > schema.max_len:
+                    raise ImageError(
+                        f"section {entry.path} has {entry.length} bytes, {entry.kind} allows {schema.max_len}"
+                    )
+                states[SectionId(entry.kind, entry.instance)] = codec.decode(
+                    schema, self.payload(entry), where=entry.path
+                )
+        return Sections(states, dropped)
+
+    def verify(self, progress: Progress | None = None) -> list[Finding]:
+        """Check every byte that `open` did not: digests of sections and memory. Returns a finding for each damage."""
+        findings: list[Finding] = []
+        for entry in self.manifest.sections:
+            try:
+                self.payload(entry)
+            except ImageError:
+                findings.append(Finding(entry.path, "", "damaged", "what its digest says"))
+        return findings + self.memory.verify(progress)
+
+    def close(self) -> None:
+        """Close the file; mappings of it stay."""
+        self._close_memory()
+        self._source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _close_memory(self) -> None:
+        if self._memory_source is not self._source:
+            self._memory_source.close()
+
+    def _check_cover(self) -> None:
+        """Check that preamble, manifest, sections, chunk table and memory cover the file, in this order."""
+        for gap in find_gaps(extents(self.preamble, self.manifest), self._source.length):
+            padding = self._source.read(gap.offset, gap.length, gap.what)
+            if padding != bytes(gap.length):
+                raise ImageError(f"{gap.what}, {gap.length} bytes at {gap.offset}, is not zero")
+
+    def _open_memory(self) -> Pages:
+        preamble, source = self.preamble, self._source
+        if preamble.separate_memory:
+            source = self._memory_source = self._open_separate()
+        table_bytes = self._source.read(preamble.chunks_offset, preamble.chunks_len, "the chunk table")
+        if not self._digester.matches(table_bytes, preamble.chunks_digest):
+            raise ImageError("the chunk table does not match its digest: damaged")
+        regions = self.manifest.memory.regions
+        table = ChunkTable(table_bytes, regions, memory_offset=preamble.memory_offset, memory_len=preamble.memory_len)
+        for gap in table.gaps:
+            if source.read(gap.offset, gap.length, gap.what) != bytes(gap.length):
+                raise ImageError(f"{gap.what}, {gap.length} bytes at {gap.offset}, is not zero")
+        return Pages(source.fd, source.path, regions, table, self._digester)
+
+    def _open_separate(self) -> Source:
+        separate = self.manifest.memory.separate
+        if separate is None:
+            raise ImageError("its preamble says that memory is in a separate file, its manifest does not")
+        if os.path.isabs(separate.path) or "\0" in separate.path:
+            raise ImageError(f"memory.separate.path is {separate.path!r}, must be relative to the snapshot")
+        if separate.chunk_table_digest != self.preamble.chunks_digest.hex():
+            raise ImageError("memory.separate.chunk_table_digest is not the digest of the chunk table")
+        path = os.path.join(os.path.dirname(self.path), separate.path)
+        try:
+            source = Source(path)
+        except ConfigError as error:
+            raise ImageError(f"its separate memory file is missing: {error}") from error
+        try:
+            with naming(path):
+                self._check_separate(source, separate.length)
+        except BaseException:
+            source.close()
+            raise
+        return source
+
+    def _check_separate(self, source: Source, length: int) -> None:
+        end = self.preamble.memory_offset + self.preamble.memory_len
+        if self.preamble.memory_offset != MEMORY_ALIGNMENT or length != end:
+            raise ImageError(
+                f"memory of {length} bytes is recorded, preamble says {self.preamble.memory_offset} to {end}"
+            )
+        if source.length != length:
+            raise ImageError(f"it has {source.length} bytes, must have {length}")
+        check_memory_header(source.head[:PREAMBLE_LEN], self.preamble, self._digester)
+        gap_len = MEMORY_ALIGNMENT - PREAMBLE_LEN
+        if source.read(PREAMBLE_LEN, gap_len, "the padding after the header") != bytes(gap_len):
+            raise ImageError("the padding after its header is not zero")
+
+
+def _decompress(stored: bytes, length: int, what: str) -> bytes:
+    """Decompress exactly one frame of exactly *length* bytes, which the frame itself must announce."""
+    import zstandard
+
+    try:
+        announced = zstandard.frame_content_size(stored)
+        if announced != length:
+            raise ImageError(f"{what} decompresses to {announced} bytes, must be {length}")
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX)
+        payload = decompressor.decompress(stored, max_output_size=length, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise ImageError(f"{what} cannot be decompressed: {error}") from error
+    if len(payload) != length:
+        raise ImageError(f"{what} decompresses to {len(payload)} bytes, must be {length}")
+    return payload

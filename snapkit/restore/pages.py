@@ -1,0 +1,170 @@
+"""Guest memory as a file holds it: what can be mapped, read, checked, or copied while it is checked.
+
+Nothing here writes to the file. `read` checks the digest of every chunk that it takes bytes from. What is mapped is
+checked by nobody unless `verify` is asked for; `load` copies instead, and checks what it copied, so that a file that
+changes meanwhile cannot matter.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from snapkit import host
+from snapkit.errors import Finding, ImageError
+from snapkit.restore.chunks import Chunk, ChunkTable, Run
+from snapkit.restore.digest import Digester
+from snapkit.restore.manifest import Region
+from snapkit.units import CHUNK_LEN, Hva
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+
+class Pages:
+    """The read-only memory of an open image. *fd* stays the image's."""
+
+    def __init__(self, fd: int, path: str, regions: Sequence[Region], table: ChunkTable, digester: Digester) -> None:
+        self.fd = fd
+        self.path = path
+        self.regions = [(region.gpa, region.length) for region in regions]
+        self.table = table
+        self._digester = digester
+        self._last: tuple[int, bytes] = (-1, b"")
+
+    @property
+    def length(self) -> int:
+        """Bytes of RAM, holes included."""
+        return sum(length for _gpa, length in self.regions)
+
+    def runs(self) -> list[Run]:
+        """Return what lies in the file, as (gpa, length, file offset, first chunk): one mapping each; the rest is zero."""
+        return self.table.runs
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """Return *length* bytes at *gpa*, their chunks checked.
+
+        Raises ImageError when the range is not RAM, or a chunk is damaged.
+        """
+        if length <= 0:
+            return b""
+        if not any(start <= gpa and gpa + length <= start + size for start, size in self._joined()):
+            raise ImageError(f"guest memory {_range(gpa, length)} is read, but not all of it is RAM")
+        parts: list[bytes] = []
+        end = gpa + length
+        while gpa < end:
+            chunk = self.table.chunk_at(gpa)
+            if chunk is not None:
+                stop = min(end, chunk.gpa + chunk.length)
+                parts.append(self._chunk(chunk)[gpa - chunk.gpa : stop - chunk.gpa])
+            else:
+                following = self.table.next_raw(gpa)
+                stop = end if following is None else min(end, following)
+                parts.append(bytes(stop - gpa))
+            gpa = stop
+        return b"".join(parts)
+
+    def verify(self, progress: Progress | None = None) -> list[Finding]:
+        """Read every chunk and return a finding, with the guest-physical range, for each that is damaged."""
+        buffers = threading.local()
+
+        def damaged(chunk: Chunk) -> bool:
+            if not hasattr(buffers, "whole"):
+                buffers.whole = bytearray(CHUNK_LEN)
+            part = memoryview(buffers.whole)[: chunk.length]
+            read = host.pread_into(self.fd, part, chunk.offset)
+            return read != chunk.length or not self._digester.matches(part, self.table.digest(chunk.number))
+
+        findings = [_finding(chunk) for chunk in self._check(self.table.chunks(), damaged, progress)]
+        findings += [
+            Finding("memory", "", f"not zero in {gap.what}", "zero")
+            for gap in self.table.gaps
+            if host.pread(self.fd, gap.length, gap.offset) != bytes(gap.length)
+        ]
+        return findings
+
+    def load(self, targets: Iterable[tuple[int, Hva, int]], progress: Progress | None = None) -> None:
+        """Copy the file's memory to *targets* (gpa, address, length), fresh zeroed RAM, and check what was copied.
+
+        Raises ImageError with a finding for each damaged chunk. The holes of the file stay untouched.
+        """
+        places = [(gpa, hva, length) for gpa, hva, length in targets]
+
+        def damaged(chunk: Chunk) -> bool:
+            for gpa, hva, length in places:
+                if gpa <= chunk.gpa and chunk.gpa + chunk.length <= gpa + length:
+                    part = host.view(hva + chunk.gpa - gpa, chunk.length)
+                    self._copy(chunk, part)
+                    return not self._digester.matches(part, self.table.digest(chunk.number))
+            raise ImageError(f"guest memory {_range(chunk.gpa, chunk.length)} is in the file, but not in the machine")
+
+        if broken := self._check(self.table.chunks(), damaged, progress):
+            findings = [_finding(chunk) for chunk in broken]
+            raise ImageError(f"{self.path}: guest memory is damaged", findings=findings)
+
+    def _copy(self, chunk: Chunk, part: memoryview) -> None:
+        """Copy what *chunk* has in the file; its punched pages stay untouched, so they cost no memory either."""
+        end = chunk.offset + chunk.length
+        for start, stop in host.data_ranges(self.fd, chunk.offset, end):
+            host.pread_into(self.fd, part[start - chunk.offset : stop - chunk.offset], start)
+
+    def _chunk(self, chunk: Chunk) -> bytes:
+        if self._last[0] != chunk.number:
+            stored = host.pread(self.fd, chunk.length, chunk.offset)
+            if not self._digester.matches(stored, self.table.digest(chunk.number)):
+                raise ImageError(f"{self.path}: guest memory is damaged", findings=[_finding(chunk)])
+            self._last = (chunk.number, stored)
+        return self._last[1]
+
+    def _joined(self) -> list[tuple[int, int]]:
+        """Regions, those that touch made one."""
+        joined: list[tuple[int, int]] = []
+        for gpa, length in self.regions:
+            if joined and sum(joined[-1]) == gpa:
+                joined[-1] = (joined[-1][0], joined[-1][1] + length)
+            else:
+                joined.append((gpa, length))
+        return joined
+
+    def _check(
+        self, chunks: Iterator[Chunk], damaged: Callable[[Chunk], bool], progress: Progress | None
+    ) -> list[Chunk]:
+        """Return the chunks that are *damaged*. Two threads share the work: reading and hashing release the lock."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        total, done = sum(run.length for run in self.table.runs), 0
+        broken: list[Chunk] = []
+        lock = threading.Lock()
+        stop = threading.Event()
+
+        def work(report: Progress | None) -> None:
+            nonlocal done
+            while not stop.is_set():
+                with lock:
+                    chunk = next(chunks, None)
+                if chunk is None:
+                    return
+                wrong = damaged(chunk)
+                with lock:
+                    done += chunk.length
+                    if wrong:
+                        broken.append(chunk)
+                if report is not None:
+                    report(done, total)
+
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="verify") as helper:
+            try:
+                helped = helper.submit(work, None)
+                work(progress)
+            finally:
+                stop.set()
+        helped.result()
+        if progress is not None:
+            progress(total, total)
+        return sorted(broken)
+
+
+def _finding(chunk: Chunk) -> Finding:
+    return Finding("memory", _range(chunk.gpa, chunk.length), "damaged", "what its digest says")
+
+
+def _range(gpa: int, length: int) -> str:
+    return f"{gpa:#x}-{gpa + length - 1:#x}"

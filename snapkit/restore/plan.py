@@ -1,0 +1,83 @@
+"""From sections to steps: pure, so that a plan can be shown without a machine, without KVM, on any host.
+
+The order inside a stage is a table, each entry with its reason. A kind that a table does not list is constructed after
+those that it lists, in the file's order: devices do not depend on each other while they are inert.
+"""
+
+from collections.abc import Mapping
+
+from snapkit.errors import InternalError
+from snapkit.restore.pages import Pages
+from snapkit.restore.pipeline import Step, dies_with_vm
+from snapkit.restore.target import Target
+from snapkit.state.machine import MachineState
+from snapkit.state.memory_layout import MemoryLayoutState
+from snapkit.state.schema import SectionId, State
+
+MACHINE = SectionId("machine", "0")
+MEMORY = SectionId("memory-layout", "0")
+
+REBUILD_ORDER = (
+    (
+        "irqchip-x86",
+        "after the memory slots, which cost milliseconds each once it is there; before vCPUs, whose LAPICs it makes",
+    ),
+    ("pit", "needs the irqchip"),
+    ("vcpu-x86-64", "needs the irqchip"),
+    ("kvm-clock", "nothing needs it; it only holds its state"),
+)
+
+LOAD_ORDER = (
+    ("vcpu-x86-64", "local APICs before the IOAPIC: setting a LAPIC wipes what the IOAPIC injected"),
+    ("irqchip-x86", "after every LAPIC; the PICs and then the IOAPIC, which injects the edges that it holds"),
+    ("pit", "its first tick needs a loaded irqchip"),
+    ("kvm-clock", "written in *run*; here for completeness"),
+)
+
+Steps = list[Step[Target]]
+
+
+def plan(sections: Mapping[SectionId, State], pages: Pages, *, paused: bool = False) -> Steps:
+    """Return the steps that restore *sections*, in order.
+
+    *pages* is only handed on to the step that maps memory. With *paused* nothing runs at the end.
+    """
+    machine, layout = sections[MACHINE], sections[MEMORY]
+    if not isinstance(machine, MachineState) or not isinstance(layout, MemoryLayoutState):
+        raise InternalError("the machine or memory-layout section is not of its current version")
+    parts = [section for section in sections if section not in (MACHINE, MEMORY)]
+    steps: Steps = [
+        Step("rebuild", "create the VM", lambda target: target.create_vm(machine), lambda target: target.close_vm()),
+        Step(
+            "rebuild",
+            "map memory",
+            lambda target: target.map_memory(layout, pages),
+            lambda target: target.unmap_memory(),
+        ),
+    ]
+    steps += [_construct(section, sections[section]) for section in _ordered(parts, REBUILD_ORDER, rest=True)]
+    steps += [_load(section) for section in _ordered(parts, LOAD_ORDER, rest=False)]
+    steps.append(Step("activate", "devices", lambda target: target.activate(), lambda target: target.deactivate()))
+    if not paused:
+        steps.append(Step("run", "clocks and vCPUs", lambda target: target.resume()))
+    return steps
+
+
+def _ordered(parts: list[SectionId], order: tuple[tuple[str, str], ...], *, rest: bool) -> list[SectionId]:
+    """Return *parts* sorted by the place of their kind in *order*; those not in it last, or not at all."""
+    places = {kind: place for place, (kind, _reason) in enumerate(order)}
+    listed = sorted((part for part in parts if part.kind in places), key=lambda part: places[part.kind])
+    return listed + [part for part in parts if rest and part.kind not in places]
+
+
+def _construct(section: SectionId, state: State) -> Step[Target]:
+    return Step(
+        "rebuild",
+        f"construct {section}",
+        lambda target: target.construct(section, state),
+        lambda target: target.discard(section),
+    )
+
+
+def _load(section: SectionId) -> Step[Target]:
+    return Step("load", f"load {section}", lambda target: target.load(section), dies_with_vm)

@@ -1,0 +1,157 @@
+"""An x86-64 vCPU as state: the orders in which KVM wants it read and written.
+
+Saving: MP_STATE first (reading it can change the local APIC), events last (reading registers can queue one).
+Loading: CPUID before everything that it bounds, SREGS before the LAPIC (the APIC base), the LAPIC before its MSRs,
+REGS before the events (setting registers clears exceptions). The time-stamp counter, and the deadline that is measured
+by it, are written by `start_clock` when the machine first runs, or they would run on while it waits paused.
+Source: Documentation/virt/kvm/api.rst, arch/x86/kvm/x86.c.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+from snapkit.state.codec import checked
+from snapkit.state.vcpu_x86_64 import CpuidEntry, Msr, VcpuState
+from snapkit.vmm.arch.x86_64 import msrs
+from snapkit.vmm.arch.x86_64.entry import BootEntry
+from snapkit.vmm.kvm import abi, abi_x86
+from snapkit.vmm.kvm.vcpu import VcpuFd
+from snapkit.vmm.vm import Vm
+
+CLOCK_MSRS = (msrs.TSC, msrs.TSC_DEADLINE)
+"""Written at the first resume, in this order: a deadline is compared with the counter when it is set."""
+
+_LVT_LINT0, _LVT_LINT1 = 0x350, 0x360
+_DELIVERY_EXTINT, _DELIVERY_NMI = 0x700, 0x400
+_MISC_ENABLE, _FAST_STRING = 0x1A0, 1
+_MTRR_DEF_TYPE, _MTRR_ON_WRITE_BACK = 0x2FF, 1 << 11 | 6
+
+
+@dataclass(frozen=True, slots=True)
+class VcpuArgs:
+    """Host things of a vCPU: its fd, its VM, and whether its CPUID is the `baseline` profile."""
+
+    fd: VcpuFd
+    vm: Vm
+    baseline: bool
+
+
+class X86Vcpu:
+    """One vCPU's state in KVM. Every method runs on the vCPU's thread."""
+
+    kind = "vcpu-x86-64"
+
+    def __init__(self, vcpu_id: int, args: VcpuArgs, pending: VcpuState | None = None) -> None:
+        self.id = vcpu_id
+        self._args = args
+        self._fd = args.fd
+        self._pending = pending
+        self._held_clock: dict[int, int] = {}
+        self._msr_indices: list[int] | None = None
+
+    @classmethod
+    def restore(cls, state: VcpuState, args: VcpuArgs) -> Self:
+        """Hold the checked state until `load`."""
+        return cls(state.id, args, checked(state))
+
+    def load(self) -> None:
+        """Write the held state into KVM, once, all but the clock."""
+        state, self._pending = self._pending, None
+        if state is None:
+            return
+        fd = self._fd
+        fd.set_cpuid(state.cpuid)
+        if state.tsc_khz and state.tsc_khz != fd.get_tsc_khz():
+            fd.set_tsc_khz(state.tsc_khz)
+        fd.set_mp_state(state.mp_state)
+        fd.set_regs(state.regs)
+        fd.set_sregs(state.sregs)
+        fd.set_xsave(state.xsave)
+        if state.xcrs:
+            fd.set_xcrs(state.xcrs)
+        fd.set_debugregs(state.debugregs)
+        fd.set_lapic(state.lapic)
+        fd.set_msrs([msr for msr in state.msrs if msr.index not in CLOCK_MSRS])
+        fd.set_events(state.events)
+        fd.tell_paused()
+        self._held_clock = {msr.index: msr.data for msr in state.msrs if msr.index in CLOCK_MSRS}
+        self._msr_indices = [msr.index for msr in state.msrs]
+
+    def start_clock(self) -> None:
+        """Set the counter going from where the state left it; once, at the first resume."""
+        held, self._held_clock = self._held_clock, {}
+        self._fd.set_msrs([Msr(index=index, data=held[index]) for index in CLOCK_MSRS if index in held])
+
+    def save(self) -> VcpuState:
+        """Read everything out of KVM; a clock that was not started yet is given back as it was."""
+        fd = self._fd
+        mp_state = fd.get_mp_state()
+        regs, sregs = fd.get_regs(), fd.get_sregs()
+        xsave, xcrs = fd.get_xsave(self._xsave_len()), fd.get_xcrs()
+        debugregs, lapic = fd.get_debugregs(), fd.get_lapic()
+        tsc_khz = self.tsc_khz()
+        cpuid = fd.get_cpuid()
+        saved = fd.get_msrs(self._state_msrs(cpuid))
+        self._settle_clock(saved)
+        return VcpuState(
+            id=self.id,
+            mp_state=mp_state,
+            tsc_khz=tsc_khz,
+            regs=regs,
+            sregs=sregs,
+            xsave=xsave,
+            xcrs=xcrs,
+            debugregs=debugregs,
+            lapic=lapic,
+            cpuid=cpuid,
+            msrs=saved,
+            events=fd.get_events(),
+        )
+
+    def reset(self, cpuid: list[CpuidEntry], entry: BootEntry | None) -> None:
+        """Make a fresh vCPU what firmware would leave: *entry* for the boot CPU, None for one that waits for SIPI."""
+        fd = self._fd
+        fd.set_cpuid(cpuid)
+        lapic = bytearray(fd.get_lapic())
+        for register, delivery in ((_LVT_LINT0, _DELIVERY_EXTINT), (_LVT_LINT1, _DELIVERY_NMI)):
+            lapic[register : register + 4] = delivery.to_bytes(4, "little")
+        fd.set_lapic(bytes(lapic))
+        fd.set_msrs([Msr(index=_MISC_ENABLE, data=_FAST_STRING), Msr(index=_MTRR_DEF_TYPE, data=_MTRR_ON_WRITE_BACK)])
+        if entry is None:
+            fd.set_mp_state(abi.KVM_MP_STATE_UNINITIALIZED)
+            return
+        sregs = fd.get_sregs()
+        entry.apply(sregs)
+        fd.set_sregs(sregs)
+        fd.set_regs(entry.regs())
+
+    def tsc_khz(self) -> int:
+        """Return the rate that the time-stamp counter must have wherever this goes on; 0 when it does not matter."""
+        return 0 if self._args.baseline else self._fd.get_tsc_khz()
+
+    def tell_paused(self) -> None:
+        """Tell the guest's watchdog that it was stopped."""
+        self._fd.tell_paused()
+
+    def _xsave_len(self) -> int:
+        return max(abi_x86.XSAVE_LEN, self._args.vm.fd.extension(abi.KVM_CAP_XSAVE2))
+
+    def _state_msrs(self, cpuid: list[CpuidEntry]) -> list[int]:
+        if self._msr_indices is None:
+            if self._args.baseline:
+                self._msr_indices = msrs.find_baseline(self._fd)
+            else:
+                self._msr_indices = msrs.find_state(self._fd, self._args.vm.kvm.msr_indices(), cpuid)
+        return self._msr_indices
+
+    def _settle_clock(self, saved: list[Msr]) -> None:
+        """Give back a clock that never started; arm a deadline that had already passed."""
+        values = {msr.index: msr for msr in saved if msr.index in CLOCK_MSRS}
+        for index, data in self._held_clock.items():
+            if index in values:
+                values[index].data = data
+        deadline, counter = values.get(msrs.TSC_DEADLINE), values.get(msrs.TSC)
+        if deadline is not None and counter is not None and deadline.data == 0:
+            # 0 means expired, its interrupt perhaps not yet raised: the counter's own value fires it at once
+            deadline.data = counter.data
+

@@ -1,0 +1,1 @@
+"""Host ends of devices: files, terminals, sockets. Devices never import them; they are given what they need."""

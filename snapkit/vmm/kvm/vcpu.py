@@ -1,0 +1,134 @@
+"""A vCPU's fd and its kvm_run page.
+
+Every method here must be called on the vCPU's own thread once that thread runs the guest: KVM serialises a vCPU's
+ioctls, so a call from elsewhere waits for KVM_RUN to end.
+"""
+
+import errno
+import fcntl
+
+from snapkit import host
+from snapkit.errors import HostError, IncompatibleHost
+from snapkit.state.spec.x86 import msr_name
+from snapkit.state.vcpu_x86_64 import CpuidEntry, Debugregs, Msr, Regs, Sregs, VcpuEvents, Xcr
+from snapkit.vmm.kvm import abi, abi_x86
+
+
+class VcpuFd:
+    """One vCPU: typed access to what KVM holds, and `run`."""
+
+    def __init__(self, fd: int, mmap_length: int) -> None:
+        self.fd = fd
+        self._mmap_length = mmap_length
+        try:
+            self._address = host.mmap(mmap_length, host.PROT_READ | host.PROT_WRITE, host.MAP_SHARED, fd)
+        except HostError:
+            host.close(fd)
+            raise
+        self.run_page = host.view(self._address, mmap_length)
+
+    def close(self) -> None:
+        """Unmap kvm_run and close the fd, in the order that lets the VM go."""
+        if self.fd >= 0:
+            self.run_page.release()
+            host.munmap(self._address, self._mmap_length)
+            host.close(self.fd)
+            self.fd = -1
+
+    def run(self) -> None:
+        """Enter the guest once; InterruptedError when a signal ended it."""
+        fcntl.ioctl(self.fd, abi.KVM_RUN.number, 0)
+
+    def set_signal_mask(self, unblocked: int) -> None:
+        """While the guest runs, block every signal but *unblocked*."""
+        mask = ~(1 << (unblocked - 1)) & 0xFFFF_FFFF_FFFF_FFFF
+        abi.put(self.fd, abi.KVM_SET_SIGNAL_MASK, abi.signal_mask(mask))
+
+    def get_mp_state(self) -> int:
+        return int.from_bytes(abi.get(self.fd, abi.KVM_GET_MP_STATE, 4), "little")
+
+    def set_mp_state(self, mp_state: int) -> None:
+        abi.put(self.fd, abi.KVM_SET_MP_STATE, mp_state.to_bytes(4, "little"))
+
+    # x86
+
+    def get_regs(self) -> Regs:
+        return abi_x86.REGS.read(abi.get(self.fd, abi_x86.KVM_GET_REGS, abi_x86.REGS.length))
+
+    def set_regs(self, regs: Regs) -> None:
+        abi.put(self.fd, abi_x86.KVM_SET_REGS, abi_x86.REGS.write(regs))
+
+    def get_sregs(self) -> Sregs:
+        return abi_x86.read_sregs(abi.get(self.fd, abi_x86.KVM_GET_SREGS, abi_x86.SREGS_LEN))
+
+    def set_sregs(self, sregs: Sregs) -> None:
+        abi.put(self.fd, abi_x86.KVM_SET_SREGS, abi_x86.write_sregs(sregs))
+
+    def get_xsave(self, length: int) -> bytes:
+        """Return the XSAVE area; *length* above 4096 means that KVM_CAP_XSAVE2 gave it."""
+        ioctl = abi_x86.KVM_GET_XSAVE2 if length > abi_x86.XSAVE_LEN else abi_x86.KVM_GET_XSAVE
+        return abi.get(self.fd, ioctl, length)
+
+    def set_xsave(self, xsave: bytes) -> None:
+        abi.put(self.fd, abi_x86.KVM_SET_XSAVE, xsave)
+
+    def get_xcrs(self) -> list[Xcr]:
+        return abi_x86.read_xcrs(abi.get(self.fd, abi_x86.KVM_GET_XCRS, abi_x86.XCRS_LEN))
+
+    def set_xcrs(self, xcrs: list[Xcr]) -> None:
+        abi.put(self.fd, abi_x86.KVM_SET_XCRS, abi_x86.write_xcrs(xcrs))
+
+    def get_debugregs(self) -> Debugregs:
+        return abi_x86.read_debugregs(abi.get(self.fd, abi_x86.KVM_GET_DEBUGREGS, abi_x86.DEBUGREGS_LEN))
+
+    def set_debugregs(self, debugregs: Debugregs) -> None:
+        abi.put(self.fd, abi_x86.KVM_SET_DEBUGREGS, abi_x86.write_debugregs(debugregs))
+
+    def get_lapic(self) -> bytes:
+        return abi.get(self.fd, abi_x86.KVM_GET_LAPIC, abi_x86.LAPIC_LEN)
+
+    def set_lapic(self, lapic: bytes) -> None:
+        abi.put(self.fd, abi_x86.KVM_SET_LAPIC, lapic)
+
+    def get_events(self) -> VcpuEvents:
+        return abi_x86.EVENTS.read(abi.get(self.fd, abi_x86.KVM_GET_VCPU_EVENTS, abi_x86.EVENTS.length))
+
+    def set_events(self, events: VcpuEvents) -> None:
+        abi.put(self.fd, abi_x86.KVM_SET_VCPU_EVENTS, abi_x86.EVENTS.write(events))
+
+    def get_cpuid(self) -> list[CpuidEntry]:
+        request = abi_x86.cpuid_request()
+        return abi_x86.read_cpuid(abi.get(self.fd, abi_x86.KVM_GET_CPUID2, abi_x86.CPUID_LEN, request))
+
+    def set_cpuid(self, entries: list[CpuidEntry]) -> None:
+        abi.put(self.fd, abi_x86.KVM_SET_CPUID2, abi_x86.write_cpuid(entries))
+
+    def get_tsc_khz(self) -> int:
+        return abi.call(self.fd, abi_x86.KVM_GET_TSC_KHZ)
+
+    def set_tsc_khz(self, tsc_khz: int) -> None:
+        abi.call(self.fd, abi_x86.KVM_SET_TSC_KHZ, tsc_khz)
+
+    def get_msrs(self, indices: list[int]) -> list[Msr]:
+        """Read MSRs; the result is shorter than *indices* when KVM does not know the one after the last."""
+        raw, count = abi.exchange(self.fd, abi_x86.KVM_GET_MSRS, abi_x86.msr_request(indices))
+        return abi_x86.read_msrs(raw, count)
+
+    def set_msrs(self, msrs: list[Msr]) -> None:
+        """Write MSRs in order; IncompatibleHost naming the first that KVM refuses."""
+        count = self.try_set_msrs(msrs)
+        if count != len(msrs):
+            msr = msrs[count]
+            raise IncompatibleHost(f"KVM refuses MSR {msr_name(msr.index)} ({msr.index:#x}) value {msr.data:#x}")
+
+    def try_set_msrs(self, msrs: list[Msr]) -> int:
+        """Write MSRs in order, up to the first that KVM refuses; returns how many it took."""
+        return abi.put(self.fd, abi_x86.KVM_SET_MSRS, abi_x86.write_msrs(msrs)) if msrs else 0
+
+    def tell_paused(self) -> None:
+        """Tell the guest's watchdog through kvm-clock that it was stopped; a guest without kvm-clock needs none."""
+        try:
+            abi.call(self.fd, abi_x86.KVM_KVMCLOCK_CTRL)
+        except HostError as error:
+            if error.errno != errno.EINVAL:
+                raise

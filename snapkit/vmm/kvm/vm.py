@@ -1,0 +1,90 @@
+"""A VM's fd."""
+
+from snapkit import host
+from snapkit.state.irqchip_x86 import IrqchipState
+from snapkit.state.pit import PitState
+from snapkit.units import Gpa, Gsi, Hva
+from snapkit.vmm.kvm import abi, abi_x86
+from snapkit.vmm.kvm.vcpu import VcpuFd
+
+
+class VmFd:
+    """One VM. Owns its fd; the vCPUs that it makes own theirs."""
+
+    def __init__(self, fd: int, vcpu_mmap_length: int) -> None:
+        self.fd = fd
+        self._vcpu_mmap_length = vcpu_mmap_length
+
+    def close(self) -> None:
+        """Close the fd; the kernel keeps the VM while a vCPU fd or a kvm_run mapping lives."""
+        if self.fd >= 0:
+            host.close(self.fd)
+            self.fd = -1
+
+    def extension(self, cap: int) -> int:
+        """Return KVM_CHECK_EXTENSION of *cap* as this VM has it."""
+        return abi.call(self.fd, abi.KVM_CHECK_EXTENSION, cap)
+
+    def set_memory_slot(self, slot: int, gpa: Gpa, hva: Hva, length: int) -> None:
+        """Back guest-physical *gpa* by the monitor's memory at *hva*; length 0 removes the slot."""
+        abi.put(self.fd, abi.KVM_SET_USER_MEMORY_REGION, abi.memory_region(slot, 0, gpa, length, hva))
+
+    def create_vcpu(self, vcpu_id: int) -> VcpuFd:
+        """Create a vCPU and map its kvm_run."""
+        return VcpuFd(abi.call(self.fd, abi.KVM_CREATE_VCPU, vcpu_id), self._vcpu_mmap_length)
+
+    def set_irq_line(self, gsi: Gsi, level: int) -> None:
+        """Drive an interrupt controller's pin."""
+        abi.put(self.fd, abi.KVM_IRQ_LINE, abi.irq_level(gsi, level))
+
+    # x86
+
+    def set_tss_addr(self, gpa: Gpa) -> None:
+        abi.call(self.fd, abi_x86.KVM_SET_TSS_ADDR, gpa)
+
+    def set_identity_map_addr(self, gpa: Gpa) -> None:
+        abi.put(self.fd, abi_x86.KVM_SET_IDENTITY_MAP_ADDR, gpa.to_bytes(8, "little"))
+
+    def create_irqchip(self) -> None:
+        abi.call(self.fd, abi_x86.KVM_CREATE_IRQCHIP)
+
+    def create_pit(self) -> None:
+        """Create the PIT with a dummy for the speaker port 0x61, which timer calibration reads."""
+        abi.put(self.fd, abi_x86.KVM_CREATE_PIT2, abi_x86.KVM_PIT_SPEAKER_DUMMY.to_bytes(64, "little"))
+
+    def get_irqchip(self) -> IrqchipState:
+        pic_master, pic_slave, ioapic = (
+            self._get_chip(chip)
+            for chip in (abi_x86.KVM_IRQCHIP_PIC_MASTER, abi_x86.KVM_IRQCHIP_PIC_SLAVE, abi_x86.KVM_IRQCHIP_IOAPIC)
+        )
+        return IrqchipState(
+            pic_master=abi_x86.PIC.read(pic_master),
+            pic_slave=abi_x86.PIC.read(pic_slave),
+            ioapic=abi_x86.read_ioapic(ioapic),
+        )
+
+    def set_irqchip(self, state: IrqchipState) -> None:
+        """Load PIC master, PIC slave, then the IOAPIC, which injects what it holds into the local APICs."""
+        for chip, payload in (
+            (abi_x86.KVM_IRQCHIP_PIC_MASTER, abi_x86.PIC.write(state.pic_master)),
+            (abi_x86.KVM_IRQCHIP_PIC_SLAVE, abi_x86.PIC.write(state.pic_slave)),
+            (abi_x86.KVM_IRQCHIP_IOAPIC, abi_x86.write_ioapic(state.ioapic)),
+        ):
+            abi.put(self.fd, abi_x86.KVM_SET_IRQCHIP, abi_x86.irqchip(chip, payload))
+
+    def _get_chip(self, chip: int) -> bytes:
+        raw = abi.get(self.fd, abi_x86.KVM_GET_IRQCHIP, abi_x86.IRQCHIP_LEN, abi_x86.irqchip(chip))
+        return raw[abi_x86.IRQCHIP_STATE_AT :]
+
+    def get_pit(self) -> PitState:
+        raw = abi.get(self.fd, abi_x86.KVM_GET_PIT2, abi_x86.PIT2_LEN)
+        return abi_x86.read_pit(raw, host.monotonic_ns())
+
+    def set_pit(self, state: PitState) -> None:
+        abi.put(self.fd, abi_x86.KVM_SET_PIT2, abi_x86.write_pit(state, host.monotonic_ns()))
+
+    def get_clock_ns(self) -> int:
+        return abi_x86.read_clock(abi.get(self.fd, abi_x86.KVM_GET_CLOCK, abi_x86.CLOCK_LEN))
+
+    def set_clock_ns(self, clock_ns: int) -> None:
+        abi.put(self.fd, abi_x86.KVM_SET_CLOCK, abi_x86.write_clock(clock_ns))

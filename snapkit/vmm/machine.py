@@ -1,0 +1,434 @@
+"""A whole machine: its VM, memory, vCPUs, chips and devices, what it is doing, and why it stopped.
+
+`boot` makes one from a kernel; a restore makes one step by step, by the methods that `snapkit.restore.target` names.
+Every step has its counterpart, and `close` takes whatever is there back in the order that the kernel wants: vCPU
+threads, kvm_run mappings and vCPU fds, the VM's fd, RAM.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from typing import Self
+
+from snapkit import host
+from snapkit.errors import (
+    EXIT_DONE,
+    EXIT_REBOOT,
+    EXIT_SIGINT,
+    EXIT_TIMEOUT,
+    EXIT_TRIPLE_FAULT,
+    ConfigError,
+    HostError,
+    IncompatibleHost,
+    InternalError,
+    SnapkitError,
+    StateViolation,
+)
+from snapkit.state.codec import checked
+from snapkit.state.machine import MachineState
+from snapkit.state.memory_layout import MemoryLayoutState
+from snapkit.state.schema import SectionId, State
+from snapkit.state.vcpu_x86_64 import VcpuState
+from snapkit.vmm.arch.x86_64 import cpuid, layout, platform
+from snapkit.vmm.arch.x86_64.vcpu import VcpuArgs, X86Vcpu
+from snapkit.vmm.backends.console import Console
+from snapkit.vmm.kvm import abi
+from snapkit.vmm.kvm.system import Kvm
+from snapkit.vmm.loop import Loop
+from snapkit.vmm.memory import FilePages, GuestMemory, check_ram_length
+from snapkit.vmm.vcpu import VcpuThread
+from snapkit.vmm.vm import Vm
+
+SERIAL = SectionId("serial-16550", "0")
+
+
+class Reason(StrEnum):
+    """Why a machine stopped, in the words that people are told."""
+
+    POWER_OFF = "the guest powered off"
+    RESET = "the guest asked for a reset"
+    TRIPLE_FAULT = "triple fault"
+    STOPPED = "stopped"
+    TEXT_SEEN = "the text that was waited for appeared"
+    TIMEOUT = "the time allowed is over"
+    INTERRUPTED = "interrupted"
+    CONSOLE_LOST = "the console was lost"
+    FAILED = "failed"
+
+
+EXIT_CODES = {
+    Reason.POWER_OFF: EXIT_DONE,
+    Reason.RESET: EXIT_REBOOT,
+    Reason.TRIPLE_FAULT: EXIT_TRIPLE_FAULT,
+    Reason.STOPPED: EXIT_DONE,
+    Reason.TEXT_SEEN: EXIT_DONE,
+    Reason.TIMEOUT: EXIT_TIMEOUT,
+    Reason.INTERRUPTED: EXIT_SIGINT,
+    Reason.CONSOLE_LOST: HostError.exit_code,
+    Reason.FAILED: InternalError.exit_code,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The end of a run: the reason, a detail for people, the error if there was one."""
+
+    reason: Reason
+    detail: str = ""
+    error: SnapkitError | None = None
+
+    @property
+    def exit_code(self) -> int:
+        return self.error.exit_code if self.error is not None else EXIT_CODES[self.reason]
+
+
+@dataclass(frozen=True, slots=True)
+class BootConfig:
+    """What `boot` builds. *memory* in bytes."""
+
+    kernel: str
+    initrd: str | None = None
+    cmdline: str = ""
+    memory: int = 256 << 20
+    vcpus: int = 1
+    cpu: str = "host"
+
+
+class RunState(StrEnum):
+    """What a machine is doing."""
+
+    BUILDING = "being built"
+    PAUSED = "paused"
+    RUNNING = "running"
+    STOPPED = "stopped"
+    CLOSED = "closed"
+
+
+class Vcpu:
+    """A vCPU: its thread and its state in KVM, every access of which runs on that thread."""
+
+    def __init__(self, thread: VcpuThread, state: X86Vcpu) -> None:
+        self.thread, self.state = thread, state
+
+
+class Machine:
+    """One machine. The methods below are called on the main thread; vCPU threads only call the sink's."""
+
+    def __init__(self, loop: Loop, console: Console, *, verify_memory: bool = False) -> None:
+        # Configuration
+        self._loop, self.console, self._verify_memory = loop, console, verify_memory
+        # Runtime glue
+        self.run_state = RunState.BUILDING
+        self.stop_info: Stop | None = None
+        self._kvm: Kvm | None = None
+        self._vm: Vm | None = None
+        self._memory: GuestMemory | None = None
+        self._was_paused = False
+        # Guest-visible state
+        self._state: MachineState | None = None
+        self._vcpus: dict[SectionId, Vcpu] = {}
+        self._chips: dict[SectionId, platform.Chip] = {}
+        self._devices: dict[SectionId, platform.Device] = {}
+
+    # Making one
+
+    @classmethod
+    def boot(cls, config: BootConfig, loop: Loop, console: Console) -> Self:
+        """Build a machine that is about to run *config*'s kernel; on failure nothing is left behind.
+
+        Raises ConfigError for what the operator got wrong, IncompatibleHost or HostError for what the host lacks.
+        """
+        check_ram_length(config.memory)
+        if not 1 <= config.vcpus <= platform.VCPUS_MAX:
+            raise ConfigError(f"vcpus is {config.vcpus}, must be 1 to {platform.VCPUS_MAX}")
+        if config.cpu not in {"host", "baseline"}:
+            raise ConfigError(f"cpu is {config.cpu!r}, must be host or baseline")
+        machine = cls(loop, console)
+        with ExitStack() as undo:
+            undo.callback(machine.close)
+            machine._boot(config)
+            undo.pop_all()
+        return machine
+
+    def _boot(self, config: BootConfig) -> None:
+        profile = "baseline" if config.cpu == "baseline" else "host"
+        self.create_vm(
+            MachineState(
+                architecture=platform.ARCHITECTURE,
+                machine_id=host.urandom(16),
+                vcpu_count=config.vcpus,
+                cpu_profile=profile,
+                tsc_khz=0,
+            )
+        )
+        memory = GuestMemory(layout.ram_regions(config.memory))
+        self._use_memory(memory)
+        entry = platform.load_guest(memory, config.vcpus, config.kernel, config.initrd, config.cmdline)
+        for kind in platform.CHIPS:
+            self.construct(SectionId(kind, "0"), None)
+        leaves = platform.profile(self._need_vm(), config.cpu)
+        for number in range(config.vcpus):
+            section = SectionId(X86Vcpu.kind, str(number))
+            self.construct(section, None)
+            told = cpuid.with_topology(leaves, number, config.vcpus)
+            vcpu = self._vcpus[section]
+            vcpu.thread.call(partial(vcpu.state.reset, told, None if number else entry))
+        if profile == "host":
+            first = self._vcpus[SectionId(X86Vcpu.kind, "0")]
+            self._need_state().tsc_khz = first.thread.call(first.state.tsc_khz)
+        for kind, state in platform.fresh_devices().items():
+            self.construct(SectionId(kind, "0"), state)
+        self.activate()
+
+    # Steps of a restore
+
+    def create_vm(self, state: MachineState) -> None:
+        """Create the VM that *state* describes, without memory."""
+        if state.architecture != platform.ARCHITECTURE:
+            raise IncompatibleHost(
+                f"the machine's architecture is {state.architecture} (ELF number), must be {platform.ARCHITECTURE} here"
+            )
+        with ExitStack() as undo:
+            self._kvm = Kvm()
+            undo.callback(self.close_vm)
+            limit = self._kvm.extension(abi.KVM_CAP_MAX_VCPUS)
+            if state.vcpu_count > limit:
+                raise ConfigError(f"vcpus is {state.vcpu_count}, this KVM allows {limit}")
+            self._vm = Vm(self._kvm)
+            platform.prepare_vm(self._vm, self)
+            self._state = checked(state)
+            undo.pop_all()
+
+    def close_vm(self) -> None:
+        """Close the VM."""
+        if self._vm is not None:
+            self._vm.close()
+            self._vm = None
+        if self._kvm is not None:
+            self._kvm.close()
+            self._kvm = None
+
+    def map_memory(self, state: MemoryLayoutState, pages: FilePages) -> None:
+        """Make RAM and lay the file's memory over it, copy-on-write; or copy and check it."""
+        memory = GuestMemory((region.gpa, region.length) for region in state.regions)
+        with ExitStack() as undo:
+            undo.callback(memory.close)
+            if self._verify_memory:
+                pages.load((region.gpa, region.hva, region.length) for region in memory.regions)
+            else:
+                fd = pages.fd
+                for run in pages.runs():
+                    memory.lay(run.gpa, run.length, fd, run.offset)
+            self._use_memory(memory)
+            undo.pop_all()
+
+    def unmap_memory(self) -> None:
+        """Unmap RAM; the VM must be gone or about to go."""
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+
+    def _use_memory(self, memory: GuestMemory) -> None:
+        memory.seal()
+        self._need_vm().set_memory(memory)
+        self._memory = memory
+
+    def construct(self, section: SectionId, state: State | None) -> None:
+        """Create the part *section*, inert; None for a chip or vCPU as KVM resets it."""
+        vm = self._need_vm()
+        if section.kind == X86Vcpu.kind:
+            self._vcpus[section] = self._make_vcpu(vm, section, state)
+        elif section.kind in platform.CHIPS:
+            self._chips[section] = platform.make_chip(state, section.kind, vm)
+        elif state is not None:
+            args = platform.DeviceArgs(vm=vm, console=self.console, stopper=self)
+            self._devices[section] = platform.DEVICES[section.kind](state, args)
+
+    def _make_vcpu(self, vm: Vm, section: SectionId, state: State | None) -> Vcpu:
+        machine = self._need_state()
+        number = int(section.instance)
+        fd = vm.fd.create_vcpu(number)
+        try:
+            baseline = machine.cpu_profile == "baseline"
+            args = VcpuArgs(fd=fd, vm=vm, baseline=baseline)
+            inside = X86Vcpu.restore(state, args) if isinstance(state, VcpuState) else X86Vcpu(number, args)
+            thread = VcpuThread(number, fd, lock=vm.lock, ports=vm.ports, mmio=vm.mmio, sink=self)
+        except BaseException:
+            fd.close()
+            raise
+        return Vcpu(thread, inside)
+
+    def discard(self, section: SectionId) -> None:
+        """Take the part *section* back; a chip goes with its VM."""
+        vcpu = self._vcpus.pop(section, None)
+        if vcpu is not None:
+            vcpu.thread.close()
+        self._chips.pop(section, None)
+        if self._devices.pop(section, None) is not None and self._vm is not None:
+            self._vm.ports.remove(platform.PORTS[section.kind])
+
+    def load(self, section: SectionId) -> None:
+        """Write the state that a part of KVM's holds into KVM."""
+        if section in self._vcpus:
+            vcpu = self._vcpus[section]
+            vcpu.thread.call(vcpu.state.load)
+        else:
+            self._chips[section].load()
+
+    def activate(self) -> None:
+        """Let devices drive their level-triggered pins, and connect the console to the loop."""
+        for device in self._devices.values():
+            device.resync()
+        serial = self._devices[SERIAL]
+        if isinstance(serial, platform.Serial16550):
+            lock = self._need_vm().lock
+
+            def receive(payload: bytes) -> int:
+                with lock:
+                    return serial.receive(payload)
+
+            def room_again() -> None:
+                with lock:
+                    serial.transmit_ready()
+
+            self.console.attach(
+                self._loop,
+                receive=receive,
+                room_again=room_again,
+                lost=lambda detail: self.request_stop(Stop(Reason.CONSOLE_LOST, detail)),
+                quit_asked=lambda: self.request_stop(Stop(Reason.INTERRUPTED, "Ctrl-A x")),
+            )
+        self.run_state = RunState.PAUSED
+
+    def deactivate(self) -> None:
+        """Disconnect the console."""
+        self.run_state = RunState.BUILDING
+        self.console.detach()
+
+    # Running
+
+    def resume(self) -> None:
+        """Let the guest run: the first time with its clocks started, later with its watchdog told of the pause."""
+        self._require("resume", RunState.PAUSED, "pause it first")
+        for chip in self._chips.values():
+            chip.start_clock()
+        vcpus = list(self._vcpus.values())
+        work = [vcpu.state.tell_paused if self._was_paused else vcpu.state.start_clock for vcpu in vcpus]
+        for job in [vcpu.thread.post(start) for vcpu, start in zip(vcpus, work, strict=True)]:
+            job.wait()  # every counter is set before any vCPU reads one
+        serial = self._devices[SERIAL]
+        if isinstance(serial, platform.Serial16550):
+            with self._need_vm().lock:
+                serial.transmit_ready()
+        self.run_state = RunState.RUNNING
+        for vcpu in vcpus:
+            vcpu.thread.resume()
+
+    def pause(self) -> None:
+        """Park every vCPU with no exit in flight."""
+        self._require("pause", RunState.RUNNING, "resume it first")
+        for job in [vcpu.thread.pause() for vcpu in self._vcpus.values()]:
+            job.wait()
+        self._was_paused = True
+        self.run_state = RunState.PAUSED
+
+    def run(self) -> Stop:
+        """Serve the loop until the machine stops; returns why."""
+        if self.stop_info is None:
+            self._loop.run()
+        self.run_state = RunState.STOPPED
+        return self.stop_info or Stop(Reason.STOPPED)
+
+    def request_stop(self, stop: Stop) -> None:
+        """End the run, from any thread; the first reason counts."""
+        if self.stop_info is None:
+            self.stop_info = stop
+        for vcpu in list(self._vcpus.values()):
+            vcpu.thread.halt()
+        self._loop.post(self._loop.stop)
+
+    def close(self) -> None:
+        """Give everything back, in the kernel's order. Safe at any time, and twice."""
+        self.run_state = RunState.CLOSED
+        with ExitStack() as order:
+            order.callback(self.unmap_memory)
+            order.callback(self.close_vm)
+            for section in list(self._vcpus):
+                order.callback(self.discard, section)
+            order.callback(self.console.detach)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # The guest's word, from vCPU threads
+
+    def power_off(self) -> None:
+        self.request_stop(Stop(Reason.POWER_OFF))
+
+    def reset(self) -> None:
+        self.request_stop(Stop(Reason.RESET))
+
+    def triple_fault(self, vcpu: int) -> None:
+        self.request_stop(Stop(Reason.TRIPLE_FAULT, f"vcpu {vcpu}"))
+
+    def system_event(self, vcpu: int, event: int) -> None:
+        reason = {
+            abi.KVM_SYSTEM_EVENT_SHUTDOWN: Reason.POWER_OFF,
+            abi.KVM_SYSTEM_EVENT_RESET: Reason.RESET,
+        }.get(event, Reason.FAILED)
+        self.request_stop(Stop(reason, f"vcpu {vcpu}, system event {event}"))
+
+    def vcpu_failed(self, vcpu: int, error: SnapkitError) -> None:
+        self.request_stop(Stop(Reason.FAILED, f"vcpu {vcpu}", error))
+
+    # Saving
+
+    def prepare_save(self) -> None:
+        """Bring what is between guest and host to rest; changes devices, so the machine must be paused."""
+        self._require("prepare a save", RunState.PAUSED, "pause it first")
+        self.console.drain()
+
+    def save(self) -> dict[SectionId, State]:
+        """Return the state of everything: devices before the CPUs that they interrupt, chips and clock last."""
+        self._require("save", RunState.PAUSED, "pause it first")
+        memory = self._need_memory()
+        devices = {section: device.save() for section, device in self._devices.items()}
+        vcpus = {section: vcpu.thread.call(vcpu.state.save) for section, vcpu in self._vcpus.items()}
+        chips = {section: chip.save() for section, chip in self._chips.items()}
+        first: dict[SectionId, State] = {
+            SectionId("machine", "0"): checked(self._need_state()),
+            SectionId("memory-layout", "0"): memory.save(),
+        }
+        return first | vcpus | chips | devices
+
+    def memory_spans(self) -> Sequence[tuple[int, int, int]]:
+        """RAM as (gpa, monitor's address, length)."""
+        return [(region.gpa, region.hva, region.length) for region in self._need_memory().regions]
+
+    # Private
+
+    def _require(self, what: str, required: RunState, way_out: str) -> None:
+        if self.run_state is not required:
+            raise StateViolation(what, actual=str(self.run_state), required=str(required), way_out=way_out)
+
+    def _need_vm(self) -> Vm:
+        if self._vm is None:
+            raise StateViolation("use the VM", actual="not created", required="created", way_out="create_vm first")
+        return self._vm
+
+    def _need_memory(self) -> GuestMemory:
+        if self._memory is None:
+            raise StateViolation("use memory", actual="not mapped", required="mapped", way_out="map_memory first")
+        return self._memory
+
+    def _need_state(self) -> MachineState:
+        if self._state is None:
+            raise StateViolation("use the VM", actual="not created", required="created", way_out="create_vm first")
+        return self._state
+
+

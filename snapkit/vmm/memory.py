@@ -1,0 +1,128 @@
+"""Guest RAM: one anonymous mapping, its regions in guest-physical order, file chunks laid over it copy-on-write.
+
+RAM is owned here by address. Views are lent inside a call and never kept: unmapping does not wait for them. RAM is
+not inherited by fork and not dumped; a mapping laid over it loses those marks, so they are set once all is laid.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from snapkit import host
+from snapkit.errors import ConfigError, HostError
+from snapkit.state.memory_layout import MemoryLayoutState, RegionState
+from snapkit.units import PAGE_LEN, PAGE_SHIFT, Gpa, Hva
+
+_RAM_FLAGS = host.MAP_PRIVATE | host.MAP_ANONYMOUS | host.MAP_NORESERVE
+_RW = host.PROT_READ | host.PROT_WRITE
+
+
+class FileRun(Protocol):
+    """Bytes of a file that follow each other in RAM too."""
+
+    @property
+    def gpa(self) -> int: ...
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def offset(self) -> int: ...
+
+
+class FilePages(Protocol):
+    """The memory of a snapshot file: to be mapped by its runs, or copied and checked by `load`."""
+
+    @property
+    def fd(self) -> int: ...
+
+    def runs(self) -> Sequence[FileRun]: ...
+
+    def load(
+        self, targets: Iterable[tuple[int, Hva, int]], progress: Callable[[int, int], None] | None = None
+    ) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """RAM from guest-physical *gpa*, *length* bytes, at the monitor's *hva*."""
+
+    gpa: Gpa
+    length: int
+    hva: Hva
+
+
+class GuestMemory:
+    """The machine's RAM. Every access by the monitor passes through here and is checked against the regions."""
+
+    def __init__(self, layout: Iterable[tuple[int, int]]) -> None:
+        spans = list(layout)
+        self.length = sum(length for _, length in spans)
+        try:
+            self._base = host.mmap(self.length, _RW, _RAM_FLAGS)
+        except HostError as error:
+            error.add_note(f"mapping {self.length} bytes of guest RAM")
+            raise
+        regions, at = [], int(self._base)
+        for gpa, length in spans:
+            regions.append(Region(Gpa(gpa), length, Hva(at)))
+            at += length
+        self.regions = tuple(regions)
+
+    @property
+    def ram(self) -> list[tuple[int, int]]:
+        """The regions as (gpa, length)."""
+        return [(region.gpa, region.length) for region in self.regions]
+
+    def close(self) -> None:
+        """Unmap RAM; the last thing that goes when a machine closes."""
+        if self.length:
+            host.munmap(self._base, self.length)
+            self.length = 0
+            self.regions = ()
+
+    def lay(self, gpa: int, length: int, fd: int, offset: int) -> None:
+        """Lay *length* bytes of a file over RAM at *gpa*, copy-on-write: the file is never written."""
+        host.mmap(length, _RW, host.MAP_PRIVATE | host.MAP_FIXED | host.MAP_NORESERVE, fd, offset, self.hva(gpa, length))
+
+    def seal(self) -> None:
+        """Mark RAM as not inherited and not dumped; after the last `lay`."""
+        host.madvise(self._base, self.length, host.MADV_DONTFORK)
+        host.madvise(self._base, self.length, host.MADV_DONTDUMP)
+
+    def hva(self, gpa: int, length: int) -> Hva:
+        """Return the monitor's address of [gpa, gpa+length), which must lie in one region; else ConfigError."""
+        for region in self.regions:
+            offset = gpa - region.gpa
+            if 0 <= offset and offset + length <= region.length:
+                return Hva(region.hva + offset)
+        raise ConfigError(f"guest memory {gpa:#x}..{gpa + length:#x} is outside RAM")
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """Copy out *length* bytes at *gpa*."""
+        return host.copy_out(self.hva(gpa, length), length)
+
+    def write(self, gpa: int, payload: bytes | bytearray | memoryview) -> None:
+        """Copy *payload* into RAM at *gpa*."""
+        host.copy_in(self.hva(gpa, len(payload)), payload)
+
+    @contextmanager
+    def view(self, gpa: int, length: int) -> Iterator[memoryview]:
+        """Lend a writable view of RAM for the length of a with block."""
+        lent = host.view(self.hva(gpa, length), length)
+        try:
+            yield lent
+        finally:
+            lent.release()
+
+    def save(self) -> MemoryLayoutState:
+        """Return the layout; the contents go into the file's memory."""
+        regions = [RegionState(gpa=region.gpa, length=region.length) for region in self.regions]
+        return MemoryLayoutState(page_shift=PAGE_SHIFT, regions=regions)
+
+
+def check_ram_length(length: int) -> None:
+    """Raise ConfigError unless *length* is RAM that a machine can have: whole pages, 1 MiB to 1 TiB."""
+    if length % PAGE_LEN or not 1 << 20 <= length <= 1 << 40:
+        raise ConfigError(f"memory is {length} bytes, must be whole 4 KiB pages between 1 MiB and 1 TiB")

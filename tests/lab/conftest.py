@@ -1,0 +1,57 @@
+"""Fixtures of the lab: one outer machine for the whole run, and the files that its guests boot from."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.lab import guest, packages
+from tests.lab.outer import Outer
+
+
+@dataclass(frozen=True)
+class GuestFiles:
+    """What a guest is booted from; the paths are the same inside the outer machine."""
+
+    bzimage: Path
+    vmlinux: Path
+    initrd: Path
+
+
+def _lacking(reason: str) -> None:
+    """Skip, naming what is missing, or fail where the lab is required."""
+    text = f"the lab lacks {reason}; tests/lab/install.sh installs what Debian has of it"
+    if "lab" in os.environ.get("SNAPKIT_REQUIRE", "").split(","):
+        pytest.fail(text, pytrace=False)
+    pytest.skip(text)
+
+
+@pytest.fixture(scope="session")
+def kernels() -> tuple[packages.Kernel, packages.Kernel]:
+    """Give the outer machine's kernel and the guest's."""
+    if lacking := packages.missing_tools():
+        _lacking(", ".join(lacking))
+    try:
+        return packages.kernel(packages.GENERIC), packages.kernel(packages.CLOUD)
+    except packages.LabMissingError as error:
+        _lacking(str(error))
+        raise
+
+
+@pytest.fixture(scope="session")
+def outer(request: pytest.FixtureRequest) -> Iterator[Outer]:
+    """Boot the outer machine once; every test of the run shares it."""
+    request.getfixturevalue("kernels")
+    with Outer() as machine:
+        yield machine
+
+
+@pytest.fixture(scope="session")
+def guest_files(outer: Outer, kernels: tuple[packages.Kernel, packages.Kernel]) -> GuestFiles:
+    """Give the guest's kernel in both forms and its root."""
+    cloud = kernels[1]
+    initrd = outer.share / "guest.cpio.gz"
+    initrd.write_bytes(guest.initramfs())
+    return GuestFiles(cloud.bzimage, cloud.vmlinux, initrd)

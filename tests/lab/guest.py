@@ -1,0 +1,199 @@
+"""The guest that runs under snapkit in the lab: a root of busybox and two scripts, and readers of what it prints.
+
+The kernel's command line chooses what it does, `scenario=NAME`:
+
+| name       | behaviour after the line `INIT <uptime>` |
+|------------|------------------------------------------|
+| `count`    | `MARK`; one worker bound to each CPU prints `W<cpu> <n> <sum> <uptime>`, n from 1 to `count=`; then the report |
+| `shell`    | `READY`; answers each line from the console by `ECHO <line>`; `exit` powers off |
+| `poweroff` | powers off |
+| `reboot`   | reboots; with `reboot=t` on the command line that is a triple fault |
+| `panic`    | crashes the kernel by SysRq |
+
+`<sum>` runs over all the work between lines (`work=` steps a line, `advance`), so that lost or repeated work shows as
+well as lost or repeated lines. The report is `DMESG-BEGIN` .. `DMESG-END`, `INTERRUPTS-BEGIN` .. `INTERRUPTS-END`,
+`CLOCKSOURCE <name>`, `UPTIME <seconds>`, `END`. `MARK` is in the kernel's log as `KERNEL_MARK` too.
+
+Surprises: power-off does not wait for the console, so the scripts drain it with `stty`, which sets attributes only
+once the output has left. The kernel's own console messages stop after `INIT`, or they would land amid a line.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tests.lab.cpio import Initramfs
+from tests.lab.packages import busybox
+
+COUNT = 40
+WORK = 50
+KERNEL_MARK = "snapkit-mark"
+
+_INIT = f"""#!/bin/busybox sh
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sysfs /sys
+/bin/busybox mount -t devtmpfs devtmpfs /dev
+exec </dev/console >/dev/console 2>&1
+dmesg -n 1
+stty -echo
+
+scenario=none count={COUNT} work={WORK}
+for word in $(cat /proc/cmdline); do
+    case $word in
+        scenario=*) scenario=${{word#*=}} ;;
+        count=*) count=${{word#*=}} ;;
+        work=*) work=${{word#*=}} ;;
+    esac
+done
+export count work
+
+leave() {{
+    stty sane  # returns when everything printed has left
+    "$1" -f
+}}
+
+read -r up idle </proc/uptime
+echo "INIT $up"
+case $scenario in
+    count)
+        echo {KERNEL_MARK} >/dev/kmsg
+        echo MARK
+        cpu=0
+        while [ -e /sys/devices/system/cpu/cpu$cpu ]; do
+            taskset -c $cpu /bin/busybox sh /bin/worker $cpu &
+            cpu=$((cpu + 1))
+        done
+        wait
+        echo DMESG-BEGIN; dmesg; echo DMESG-END
+        echo INTERRUPTS-BEGIN; cat /proc/interrupts; echo INTERRUPTS-END
+        echo "CLOCKSOURCE $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
+        read -r up idle </proc/uptime
+        echo "UPTIME $up"
+        echo END
+        leave poweroff ;;
+    shell)
+        echo READY
+        while read -r line; do
+            [ "$line" = exit ] && break
+            echo "ECHO $line"
+        done
+        leave poweroff ;;
+    poweroff) leave poweroff ;;
+    reboot) leave reboot ;;
+    panic)
+        stty sane
+        echo c >/proc/sysrq-trigger ;;
+esac
+echo "UNKNOWN $scenario"
+leave poweroff
+"""
+
+_WORKER = """#!/bin/busybox sh
+n=0 s=0
+while [ $n -lt $count ]; do
+    n=$((n + 1)) i=0
+    while [ $i -lt $work ]; do
+        i=$((i + 1)) s=$(((s * 31 + n + i) & 0x7fffffff))
+    done
+    read -r up idle </proc/uptime
+    echo "W$1 $n $s $up"
+done
+"""
+
+_COUNT_LINE = re.compile(r"^W(\d+) (\d+) (\d+) (\d+\.\d+)$")
+_KERNEL_TIME = re.compile(r"^\[ *\d+\.\d+\] ")
+
+
+@dataclass(frozen=True)
+class CountLine:
+    """One line of a worker."""
+
+    cpu: int
+    n: int
+    total: int
+    uptime_s: float
+
+
+def initramfs() -> bytes:
+    """Build the guest's root: the same bytes wherever busybox is the same."""
+    archive = Initramfs()
+    archive.file("bin/busybox", busybox().read_bytes(), executable=True)
+    archive.link("bin/sh", "busybox")
+    archive.file("bin/worker", _WORKER.encode(), executable=True)
+    archive.file("init", _INIT.encode(), executable=True)
+    for folder in ("proc", "sys"):
+        archive.folder(folder)
+    # The kernel opens the console for init before init has mounted devtmpfs.
+    archive.character_device("dev/console", 5, 1)
+    archive.character_device("dev/null", 1, 3)
+    return archive.pack()
+
+
+def lines(console: str) -> list[str]:
+    """Split console output into lines without the carriage returns that a terminal adds."""
+    return console.replace("\r", "").split("\n")
+
+
+def count_lines(console: str) -> dict[int, list[CountLine]]:
+    """Read the workers' lines, by CPU, in the order printed. A line cut off at the end is not one."""
+    found: dict[int, list[CountLine]] = {}
+    for line in lines(console)[:-1]:
+        if match := _COUNT_LINE.match(line):
+            entry = CountLine(int(match[1]), int(match[2]), int(match[3]), float(match[4]))
+            found.setdefault(entry.cpu, []).append(entry)
+    return found
+
+
+def advance(total: int, n: int, work: int = WORK) -> int:
+    """Give the sum that line *n* carries when the line before carried *total* (0 before the first)."""
+    for step in range(1, work + 1):
+        total = (total * 31 + n + step) & 0x7FFFFFFF
+    return total
+
+
+def count_faults(found: Iterable[CountLine], *, first: int = 1, last: int = COUNT, work: int = WORK) -> list[str]:
+    """Say what is wrong with one CPU's lines: lost, repeated, wrong in sum, or running backwards. Empty when nothing."""
+    faults: list[str] = []
+    total, expected, uptime_s = 0, first, 0.0
+    for n in range(1, first):
+        total = advance(total, n, work)
+    for entry in found:
+        if entry.n != expected:
+            faults.append(f"W{entry.cpu}: line {entry.n} where {expected} was due")
+            return faults
+        total = advance(total, entry.n, work)
+        if entry.total != total:
+            faults.append(f"W{entry.cpu}: line {entry.n} carries {entry.total}, wanted {total}")
+        if entry.uptime_s < uptime_s:
+            faults.append(f"W{entry.cpu}: uptime went back from {uptime_s} to {entry.uptime_s} at line {entry.n}")
+        uptime_s, expected = entry.uptime_s, expected + 1
+    if expected != last + 1:
+        faults.append(f"ended after line {expected - 1}, wanted {last}")
+    return faults
+
+
+def between(console: str, begin: str, end: str) -> list[str]:
+    """Give the lines between the line *begin* and the line *end*. Raises `ValueError` when either is absent."""
+    every = lines(console)
+    start = every.index(begin) + 1
+    return every[start : every.index(end, start)]
+
+
+def kernel_log(console: str) -> list[str]:
+    """Give the report's kernel messages without their times."""
+    return [_KERNEL_TIME.sub("", line) for line in between(console, "DMESG-BEGIN", "DMESG-END")]
+
+
+def kernel_log_after_mark(console: str) -> list[str]:
+    """Give what the kernel logged after `MARK`, without times: to be compared with a run that was not snapshotted."""
+    log = kernel_log(console)
+    return log[log.index(KERNEL_MARK) + 1 :]
+
+
+def value(console: str, name: str) -> str:
+    """Give the rest of the first line that begins with *name* and a space. Raises `ValueError` when there is none."""
+    for line in lines(console):
+        head, _, rest = line.partition(" ")
+        if head == name:
+            return rest
+    raise ValueError(f"no line {name!r} in the console's output")

@@ -1,0 +1,408 @@
+"""The lab's outer machine: Linux under QEMU's software emulation, with nested virtualisation and so a real /dev/kvm.
+
+    with Outer() as outer:
+        result = outer.run([sys.executable, "-m", "snapkit", "doctor"], timeout=60)
+
+One machine carries many scenarios. Its root is the host's, read-only over 9p, so the checkout and its virtual
+environment run there as they are, under the same paths. `/tmp` inside is a memory file system of its own; `share` is a
+writable folder that both sides see under one path. Jobs are run by `tests.lab.agent` inside.
+
+Surprises: everything takes some thirty times as long as outside, so bounds are generous. Files of the root are cached
+inside, so the checkout must not change while a machine runs. Sockets belong into the inside's `/tmp`, not on the share.
+QEMU dies with the *thread* that started it (parent-death signal), however that ends: start the machine in the main one.
+"""
+
+import base64
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.lab import packages
+from tests.lab.cpio import Initramfs
+
+BOOT_S = 240.0  # 6 to 10 s on an idle machine
+ANSWER_S = 120.0  # for the agent to report what it was due to report
+POLL_S = 0.05
+STALE_S = 24 * 3600.0  # a run's folder untouched for so long has no run any more
+
+_MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "kvm-amd")
+_ROOT = "trans=virtio,version=9p2000.L,msize=262144"
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class LabError(Exception):
+    """The outer machine or a job in it did not do what was asked; the text holds what it last said."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a job: its exit code (negative: the signal that ended it) and what it wrote."""
+
+    argv: tuple[str, ...]
+    code: int
+    timed_out: bool
+    seconds: float
+    stdout: str
+    stderr: str
+
+    def __str__(self) -> str:
+        end = "timed out" if self.timed_out else f"exit {self.code}"
+        return (
+            f"{shlex.join(self.argv)}: {end} after {self.seconds:.1f} s"
+            f"\n--- stdout\n{tail(self.stdout)}\n--- stderr\n{tail(self.stderr)}"
+        )
+
+
+class Job:
+    """A command that runs in the outer machine; made by `Outer.start`."""
+
+    def __init__(self, outer: "Outer", name: str, argv: tuple[str, ...], timeout: float, folder: Path) -> None:
+        self._outer = outer
+        self.name = name
+        self.argv = argv
+        self.timeout = timeout
+        self.folder = folder
+
+    @property
+    def stdout(self) -> str:
+        """What the job has written so far. Bytes that are no UTF-8 show as replacement characters."""
+        return self._text("stdout")
+
+    @property
+    def stderr(self) -> str:
+        """What the job has written to stderr so far."""
+        return self._text("stderr")
+
+    @property
+    def running(self) -> bool:
+        """Whether no end was reported yet. Raises `LabError` when the job could not be started."""
+        return self._outer._end_of(self) is None
+
+    def expect(self, text: str, *, start: int = 0, timeout: float | None = None) -> int:
+        """Wait until stdout holds *text* at or after offset *start*; give the offset behind it.
+
+        Raises `LabError` when the job ends without it or *timeout* (default: the job's own) passes.
+        """
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        while True:
+            ended = not self.running  # before reading: what was written before the end is then in the file
+            found = self.stdout.find(text, start)
+            if found >= 0:
+                return found + len(text)
+            if ended:
+                raise LabError(f"ended without printing {text!r}: {self.wait()}")
+            if time.monotonic() > deadline:
+                raise LabError(
+                    f"printed no {text!r} in time: {shlex.join(self.argv)}\n{tail(self.stdout)}\n{tail(self.stderr)}"
+                )
+            time.sleep(POLL_S)
+
+    def write(self, payload: bytes, *, end: bool = False) -> None:
+        """Send *payload* to the job's stdin (started with `stdin`), and close it if *end*."""
+        self._outer._order(op="stdin", name=self.name, text=base64.b64encode(payload).decode(), end=end)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the job's process."""
+        self._outer._order(op="signal", name=self.name, number=number)
+
+    def wait(self) -> Result:
+        """Wait for the end, at most the job's own timeout and a margin. A job that timed out is a result as well."""
+        deadline = time.monotonic() + self.timeout + ANSWER_S
+        while (end := self._outer._end_of(self)) is None:
+            if time.monotonic() > deadline:
+                raise LabError(f"no end reported: {shlex.join(self.argv)}\n{self._outer.console_tail()}")
+            self._outer._await_event()
+        return Result(self.argv, end["code"], end["timed_out"], end["seconds"], self.stdout, self.stderr)
+
+    def _text(self, name: str) -> str:
+        try:
+            return (self.folder / name).read_bytes().decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+
+class Outer:
+    """Boot the outer machine on entering, end it on leaving; run jobs in between."""
+
+    def __init__(self, *, cpus: int = 2, memory_mib: int = 4096, cpu: str = "max,+svm") -> None:
+        self._cpus, self._memory_mib, self._cpu = cpus, memory_mib, cpu
+        runs = packages.cache_folder() / "runs"
+        runs.mkdir(exist_ok=True)
+        _prune(runs)
+        self.folder = Path(tempfile.mkdtemp(prefix="outer-", dir=runs))
+        self.share = self.folder / "share"
+        self.work = Path("/tmp/work")  # inside only: where jobs start
+        self.console = self.folder / "console.log"
+        self.boot_s = 0.0
+        self._qemu: subprocess.Popen[bytes] | None = None
+        self._port: socket.socket | None = None
+        self._events = threading.Condition()
+        self._started: set[str] = set()
+        self._ends: dict[str, dict[str, Any]] = {}
+        self._ready = False
+        self._gone = False
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        try:
+            self._boot()
+        except BaseException:  # also an interrupt: no machine is left behind
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the machine at once and remove its folder, unless `SNAPKIT_LAB_KEEP` is set."""
+        if self._qemu is not None:
+            self._qemu.kill()
+            self._qemu.wait()
+        if self._port is not None:
+            self._port.close()
+        if not os.environ.get("SNAPKIT_LAB_KEEP"):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def start(
+        self,
+        argv: Sequence[str | os.PathLike[str]],
+        *,
+        timeout: float,
+        cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes | None = None,
+        keep_stdin: bool = False,
+    ) -> Job:
+        """Start a command and return at once.
+
+        *stdin* is sent and closed, unless *keep_stdin*: then it stays open for `Job.write`. Without either it is empty.
+        After *timeout* seconds the job's process group is aborted, then killed; the result says so.
+        """
+        self._count += 1
+        name = f"job{self._count}"
+        folder = self.share / name
+        folder.mkdir()
+        command = tuple(os.fspath(word) for word in argv)
+        job = Job(self, name, command, timeout, folder)
+        fed = stdin is not None or keep_stdin
+        where = os.fspath(cwd or self.work)
+        # Not installed in the environment, say: the checkout itself is what is tested.
+        environment = {"PYTHONPATH": str(packages.CHECKOUT), **(env or {})}
+        self._order(
+            op="run",
+            name=name,
+            argv=command,
+            cwd=where,
+            env=environment,
+            timeout=timeout,
+            folder=str(folder),
+            stdin=fed,
+        )
+        if fed:
+            # Input for a job that has not started would be dropped.
+            self._await(
+                lambda: name in self._ends or name in self._started, ANSWER_S, f"start of {shlex.join(command)}"
+            )
+            if stdin is not None:
+                job.write(stdin, end=not keep_stdin)
+        return job
+
+    def run(self, argv: Sequence[str | os.PathLike[str]], **options: Any) -> Result:
+        """Run a command to its end; takes what `start` takes."""
+        return self.start(argv, **options).wait()
+
+    def snapkit(self, *words: str | os.PathLike[str]) -> list[str]:
+        """Give the command line that runs the checkout's snapkit with *words*."""
+        return [sys.executable, "-m", "snapkit", *(os.fspath(word) for word in words)]
+
+    def console_tail(self) -> str:
+        """Give the end of the machine's own console."""
+        with contextlib.suppress(FileNotFoundError):
+            return "--- console of the outer machine\n" + tail(self.console.read_bytes().decode(errors="replace"))
+        return "the outer machine has printed nothing"
+
+    # Boot
+
+    def _boot(self) -> None:
+        begin = time.monotonic()
+        self.share.mkdir()
+        kernel = packages.kernel(packages.GENERIC)
+        initrd = self.folder / "initrd.gz"
+        initrd.write_bytes(self._initramfs(kernel))
+        self._compile_checkout()
+        ours, theirs = socket.socketpair()
+        self._port = ours
+        with theirs, (self.folder / "qemu.log").open("wb") as log:
+            command = self._command(kernel, initrd, theirs.fileno())
+            self._qemu = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        threading.Thread(target=self._listen, args=(ours,), daemon=True).start()
+        self._await(lambda: self._ready, BOOT_S, "boot of the outer machine")
+        self.boot_s = time.monotonic() - begin
+
+    def _command(self, kernel: packages.Kernel, initrd: Path, port: int) -> list[str]:
+        folders = {"hostroot": ("/", "readonly=on,"), "share": (str(self.share), "")}
+        command = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]
+        command += ["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", self._cpu]
+        command += ["-smp", str(self._cpus), "-m", str(self._memory_mib)]
+        command += ["-nodefaults", "-display", "none", "-no-reboot", "-serial", f"file:{_escaped(self.console)}"]
+        command += ["-kernel", str(kernel.bzimage), "-initrd", str(initrd)]
+        command += [
+            "-append",
+            "console=ttyS0 panic=-1 loglevel=5 mitigations=off cryptomgr.notests tsc=reliable softlockup_all_cpu_backtrace=1",
+        ]
+        for tag, (path, mode) in folders.items():
+            options = f"local,path={_escaped(path)},mount_tag={tag},security_model=none,{mode}multidevs=remap"
+            command += ["-virtfs", options]
+        command += ["-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,fd={port}"]
+        command += ["-device", "virtserialport,chardev=agent,name=snapkit.agent"]
+        return command
+
+    def _initramfs(self, kernel: packages.Kernel) -> bytes:
+        archive = Initramfs()
+        archive.file("bin/busybox", packages.busybox().read_bytes(), executable=True)
+        archive.link("bin/sh", "busybox")
+        loads = []
+        for number, (path, parameters) in enumerate(kernel.modules(*_MODULES)):
+            name = f"modules/{number:02}-{path.name}"
+            archive.file(name, path.read_bytes())
+            loads.append(f"insmod /{name} {parameters}")
+        archive.file("init", self._init(loads).encode(), executable=True)
+        for folder in ("proc", "sys", "host", "under"):
+            archive.folder(folder)
+        archive.character_device("dev/console", 5, 1)
+        return archive.pack()
+
+    def _init(self, loads: list[str]) -> str:
+        # The inside has its own /tmp; what the jobs need of the host's is bound back into it.
+        needed = [packages.CHECKOUT, packages.cache_folder(), Path(sys.prefix), Path(sys.base_prefix)]
+        binds = [
+            f"mkdir -p /host{quoted} && mount -o bind /under{quoted} /host{quoted}"
+            for quoted in (shlex.quote(str(path)) for path in needed if path.is_relative_to("/tmp"))
+        ]
+        share = shlex.quote(str(self.share))
+        agent = shlex.join([sys.executable, "-I", "-S", str(Path(__file__).with_name("agent.py"))])
+        environment = f"PATH={_PATH} HOME=/tmp LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 PYTHONFAULTHANDLER=1"
+        lines = [
+            "#!/bin/busybox sh",
+            "/bin/busybox mount -t proc proc /proc",
+            "mount -t sysfs sysfs /sys",
+            "mount -t devtmpfs devtmpfs /dev",
+            *loads,
+            f"mount -t 9p -o {_ROOT},cache=loose,ro hostroot /host",
+            "mount -o bind /host /under",
+            "mount -t tmpfs -o size=75% tmpfs /host/tmp",
+            *binds,
+            f"mkdir -p /host{share}",
+            f"mount -t 9p -o {_ROOT},cache=none share /host{share}",
+            "for name in dev proc sys; do mount -o bind /$name /host/$name; done",
+            "mkdir -p /dev/pts /dev/shm",
+            "mount -t devpts devpts /host/dev/pts",
+            "mount -t tmpfs tmpfs /host/dev/shm",
+            "ip link set lo up",
+            f"cd /host && chroot /host env -i {environment} {agent}",
+            'echo "agent: ended"',
+            "poweroff -f",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _compile_checkout(self) -> None:
+        # Bytecode cannot be stored on the read-only root, and compiling inside takes seconds for each process.
+        import compileall
+
+        with contextlib.suppress(OSError):
+            compileall.compile_dir(packages.CHECKOUT / "snapkit", quiet=2)
+
+    # The agent's port
+
+    def _order(self, **order: object) -> None:
+        assert self._port is not None, "the machine is not booted"
+        try:
+            self._port.sendall(json.dumps(order).encode() + b"\n")
+        except OSError as error:
+            raise LabError(f"the outer machine is gone: {error}\n{self.console_tail()}") from error
+
+    def _listen(self, port: socket.socket) -> None:
+        pending = b""
+        with contextlib.suppress(OSError):  # closed under us by `close`
+            while chunk := port.recv(65536):
+                *lines, pending = (pending + chunk).split(b"\n")
+                for line in lines:
+                    self._take(json.loads(line))
+        with self._events:
+            self._gone = True
+            self._events.notify_all()
+
+    def _take(self, event: dict[str, Any]) -> None:
+        with self._events:
+            if event["event"] == "ready":
+                self._ready = True
+            elif event["event"] == "started":
+                self._started.add(event["name"])
+            elif event["event"] in {"exit", "error"}:
+                self._ends.setdefault(event["name"], event)
+            self._events.notify_all()
+
+    def _end_of(self, job: Job) -> dict[str, Any] | None:
+        with self._events:
+            end = self._ends.get(job.name)
+            gone = self._gone
+        if end is None and gone:
+            raise LabError(f"the outer machine ended under {shlex.join(job.argv)}\n{self.console_tail()}")
+        if end is not None and end["event"] == "error":
+            raise LabError(f"{shlex.join(job.argv)}: {end['text']}")
+        return end
+
+    def _await_event(self) -> None:
+        with self._events:
+            self._events.wait(POLL_S)
+
+    def _await(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+        deadline = time.monotonic() + seconds
+        with self._events:
+            while not condition():
+                if self._gone or time.monotonic() > deadline:
+                    why = "the machine ended" if self._gone else f"not within {seconds:.0f} s"
+                    words = (self.folder / "qemu.log").read_text(errors="replace")
+                    raise LabError(f"{what}: {why}\n{words}{self.console_tail()}")
+                self._events.wait(POLL_S)
+
+
+def tail(text: str, count: int = 60) -> str:
+    """Give the last *count* lines of *text*."""
+    return "\n".join(text.splitlines()[-count:])
+
+
+def _prune(runs: Path) -> None:
+    """Remove what a killed run left behind."""
+    for folder in runs.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another run does the same
+            if time.time() - folder.stat().st_mtime > STALE_S:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _escaped(path: str | os.PathLike[str]) -> str:
+    """Write a path for QEMU's option syntax, where a comma separates."""
+    return os.fspath(path).replace(",", ",,")

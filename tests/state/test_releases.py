@@ -1,0 +1,70 @@
+"""releases.json: read strictly, frozen by one entry."""
+
+from hashlib import sha256
+
+import pytest
+
+from snapkit.errors import ConfigError, InternalError
+from snapkit.state import releases
+from snapkit.state.releases import Release, freeze, parse, render
+from snapkit.state.schema import KINDS, current
+from snapkit.version import __version__
+
+
+def test_current_release_is_the_one_this_program_calls_itself():
+    assert __version__.split(".dev")[0] == releases.current_release().release
+
+
+def test_current_release_writes_the_newest_version_of_every_kind():
+    assert {kind: current(kind).version for kind in KINDS} == dict(releases.current_release().kinds)
+
+
+def test_first_release_has_its_eight_kinds_at_version_one():
+    first = releases.releases()[0]
+    assert first.release == "0.1.0"
+    assert dict.fromkeys(first.kinds, 1) == first.kinds
+    assert len(first.kinds) == 8
+
+
+def test_committed_file_is_spelled_as_render_spells_it():
+    assert render(releases.releases()) == releases.schema_file("releases.json")
+
+
+def test_freezing_records_a_date_and_the_digest_of_every_schema_file():
+    release = Release(release="0.1.0", kinds={"pit": 1, "i8042": 2})
+    frozen = freeze(release, "2020-01-31", {"pit/1": b"one", "i8042/2": b"two", "i8042/1": b"older"})
+    assert frozen.released == "2020-01-31"
+    assert frozen.digests == {"pit/1": sha256(b"one").hexdigest(), "i8042/2": sha256(b"two").hexdigest()}
+    assert parse(render((frozen,))) == (frozen,)
+
+
+def test_freezing_twice_or_without_a_file_is_refused():
+    release = Release(release="0.1.0", kinds={"pit": 1})
+    with pytest.raises(ConfigError, match="lacks schema files: pit/1"):
+        freeze(release, "2020-01-31", {})
+    with pytest.raises(ConfigError, match="never changes again"):
+        freeze(freeze(release, "2020-01-31", {"pit/1": b""}), "2020-02-01", {"pit/1": b""})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        b'{"format":2,"releases":[]}',
+        b'{"format":1,"releases":[]}',
+        b'{"format":1,"releases":[{"release":"1"}]}',
+    ],
+)
+def test_file_that_is_no_release_list_is_our_bug(content):
+    with pytest.raises(InternalError, match=r"releases\.json"):
+        parse(content)
+
+
+def test_name_of_a_release_that_is_none_is_the_operators_mistake():
+    with pytest.raises(ConfigError, match=r"release is '7', must be one of: 0\.1\.0"):
+        releases.release_named("7")
+
+
+def test_schema_file_that_does_not_exist_is_none():
+    assert releases.schema_file("no-such-kind/1.json") is None
