@@ -1,0 +1,1 @@
+"""What differs between architectures: vCPU and chip state, address map, boot protocol, firmware tables."""

@@ -1,0 +1,5 @@
+"""``python -m snapkit``."""
+
+from snapkit.cli import main
+
+main()

@@ -1,0 +1,92 @@
+"""The command line: thin commands over the library, each imported only when it is called.
+
+Every verb has ``--json``; results go to stdout, talk goes to stderr. Errors are one paragraph and the exit code of
+`snapkit.errors`; a traceback appears only with ``--debug``.
+"""
+
+import sys
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from snapkit.errors import EXIT_SIGINT, InternalError, SnapkitError
+from snapkit.version import __version__
+
+COMMANDS = {
+    "boot": "boot a kernel",
+    "demo": "boot a tiny guest, snapshot it mid-work, restore it three times at once",
+    "doctor": "say what this host can do",
+    "inspect": "show what is in a snapshot",
+    "restore": "run a snapshot",
+    "schema": "list, show and check the schemas of saved state",
+    "verify": "check every byte and every invariant of a snapshot",
+}
+"""Each command with its one-line help; the module of the same name holds the function of the same name."""
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports one when it runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(import_module(f"snapkit.cli.{cmd_name}"), cmd_name)
+        return command if isinstance(command, click.Command) else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="snapkit")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def snapkit(debug: bool) -> None:
+    """Save, read and restore virtual machines.
+
+    \b
+    Examples:
+      snapkit demo
+      snapkit boot vmlinuz --initrd initrd.img --snapshot-when ready --snapshot-to vm.snap
+      snapkit restore vm.snap
+      snapkit inspect vm.snap vcpu-x86-64/0.sregs
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its code."""
+    debug = "--debug" in sys.argv[1:2]
+    try:
+        code = snapkit.main(prog_name="snapkit", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("snapkit: interrupted", err=True)
+        code = EXIT_SIGINT
+    except SnapkitError as error:
+        if debug:
+            raise
+        explain(error)
+        code = error.exit_code
+    except BrokenPipeError:
+        # the reader of our results has gone, as in `snapkit inspect | head`: nothing is left to tell it
+        sys.stdout = None  # type: ignore[assignment]
+        code = 0
+    except Exception as error:  # a bug, told as one
+        if debug:
+            raise
+        explain(InternalError(f"{type(error).__name__}: {error}; run with --debug to see where"))
+        code = InternalError.exit_code
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def explain(error: SnapkitError) -> None:
+    """Tell an error to a person: what happened, then how it came about."""
+    click.echo(f"snapkit: {error}", err=True)
+    for note in getattr(error, "__notes__", ()):
+        click.echo(f"  {note}", err=True)

@@ -1,0 +1,37 @@
+"""The key that makes a snapshot unforgeable: ``--key-file``."""
+
+import os
+
+import click
+
+from snapkit import host
+from snapkit.errors import ConfigError, HostError
+
+KEY_LEN = 32
+
+key_option = click.option("--key-file", metavar="K", help="32 bytes (or 64 hex digits) that key the file's digests.")
+
+
+def read_key(path: str | None) -> bytes | None:
+    """Return the key in the file at *path*; None for no path. Raises ConfigError when it holds none."""
+    if path is None:
+        return None
+    try:
+        fd = host.open_fd(path, os.O_RDONLY | os.O_NONBLOCK)
+    except HostError as error:
+        raise ConfigError(f"key file {path} cannot be opened: {error}") from error
+    try:
+        content = host.pread(fd, 4 * KEY_LEN, 0)
+    except HostError as error:
+        raise ConfigError(f"key file {path} cannot be read: {error}") from error
+    finally:
+        host.close(fd)
+    if len(content) == KEY_LEN:
+        return content
+    try:
+        key = bytes.fromhex(content.decode("ascii"))
+    except ValueError:
+        key = b""
+    if len(key) != KEY_LEN:
+        raise ConfigError(f"key file {path} has {len(content)} bytes, must have {KEY_LEN}, or {2 * KEY_LEN} hex digits")
+    return key

@@ -1,0 +1,83 @@
+"""``snapkit restore``."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from snapkit.cli.keys import key_option, read_key
+
+if TYPE_CHECKING:
+    from snapkit.restore.pipeline import Timeline
+    from snapkit.restore.restore import Prepared
+from snapkit.cli.session import Session, session_options
+
+
+@click.command(short_help="run a snapshot")
+@click.argument("file")
+@click.option("--paused", is_flag=True, help="Rebuild the machine but do not let it run.")
+@click.option("--dry-run", is_flag=True, help="Read, check and plan only; print the steps. Needs no KVM.")
+@click.option("--timeline", is_flag=True, help="Show what each step of the restore took.")
+@click.option("--verify-memory", is_flag=True, help="Copy memory and check it, instead of mapping the file.")
+@key_option
+@session_options
+def restore(
+    file: str, paused: bool, dry_run: bool, timeline: bool, verify_memory: bool, key_file: str | None, **asked: Any
+) -> int:
+    """Restore the snapshot FILE and run it until it ends.
+
+    The file is mapped copy-on-write and never written: one file serves any number of machines at once. It must not
+    be changed in place meanwhile (replacing it by another file is fine).
+
+    \b
+    Examples:
+      snapkit restore vm.snap
+      snapkit restore vm.snap --dry-run
+      snapkit restore vm.snap --timeline --exit-when "tick 500" --timeout 10
+    """
+    from snapkit.restore.restore import prepare
+    from snapkit.vmm.machine import Machine
+
+    key = read_key(key_file)
+    with prepare(file, key=key, paused=paused) as prepared:
+        for dropped in prepared.dropped:
+            click.echo(f"snapkit: not restored: {dropped}", err=True)
+        if dry_run:
+            _show_steps(prepared, as_json=asked["as_json"])
+            return 0
+        session = Session(**asked, parent_id=prepared.image.preamble.snapshot_id)
+
+        def build(loop: Any, console: Any) -> Machine:
+            machine = Machine(loop, console, verify_memory=verify_memory or key is not None)
+            try:
+                prepared.run(machine)
+            except BaseException:
+                machine.close()
+                raise
+            finally:
+                if timeline:
+                    _show_timeline(prepared.timeline, session)
+            prepared.close()
+            return machine
+
+        return session.run(build)
+
+
+def _show_steps(prepared: "Prepared", *, as_json: bool) -> None:
+    steps = [{"stage": step.stage, "step": step.name} for step in prepared.steps]
+    if as_json:
+        click.echo(json.dumps({"steps": steps}))
+        return
+    for step in steps:
+        click.echo(f"{step['stage']:<9} {step['step']}")
+
+
+def _show_timeline(timeline: "Timeline", session: Session) -> None:
+    if session.as_json:
+        session.report["timeline"] = timeline.rows()
+        return
+    click.echo(f"{'stage':<9} {'at us':>8} {'took us':>8} {'calls':>5}  step", err=True)
+    for row in timeline.rows():
+        line = f"{row['stage']:<9} {row['start_us']:>8} {row['us']:>8} {row['calls']:>5}  {row['step']}"
+        click.echo(line, err=True)
+    click.echo(f"total {timeline.total_ns() / 1e6:.2f} ms", err=True)

@@ -1,0 +1,138 @@
+"""One run of a machine from the command line: console, signals, time limit, what is waited for, the snapshot.
+
+`boot` and `restore` differ only in how the machine comes to be.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import click
+
+from snapkit import host
+from snapkit.errors import ConfigError, SnapkitError
+from snapkit.restore.save import save_snapshot
+from snapkit.vmm.backends.console import Console
+from snapkit.vmm.loop import Loop
+from snapkit.vmm.machine import Machine, Reason, Stop
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(kw_only=True)
+class Session:
+    """What the operator asked for, beside the machine itself."""
+
+    serial: str
+    exit_when: str | None
+    timeout: float | None
+    snapshot_when: str | None
+    snapshot_to: str | None
+    then: str
+    as_json: bool
+    parent_id: bytes | None = None
+    report: dict[str, Any] = field(default_factory=dict)
+    ended: Reason | None = None
+
+    def run(self, build: Callable[[Loop, Console], Machine]) -> int:
+        """Build the machine, run it, tell how it ended; returns the exit code."""
+        if (self.snapshot_when is None) != (self.snapshot_to is None):
+            raise ConfigError("--snapshot-when and --snapshot-to go together: when to snapshot, and to which file")
+        sys.setswitchinterval(1e-4)
+        with ExitStack() as stack:
+            loop = stack.enter_context(Loop())
+            console = Console.open(self.serial)
+            stack.callback(console.close)
+            self._watch(loop, console)
+            stack.enter_context(
+                host.on_signals((host.SIGINT, host.SIGTERM, host.SIGHUP), lambda number: self._signalled(loop, number))
+            )
+            self._machine = stack.enter_context(build(loop, console))
+            stop = self._machine.run()
+        self.ended = stop.reason
+        self._tell(stop)
+        return stop.exit_code
+
+    def _watch(self, loop: Loop, console: Console) -> None:
+        self._machine: Machine
+        if self.exit_when is not None:
+            console.watch_for(self.exit_when, lambda: self._machine.request_stop(Stop(Reason.TEXT_SEEN)))
+        if self.snapshot_when is not None:
+            console.watch_for(self.snapshot_when, lambda: loop.post(self._snapshot))
+        if self.timeout is not None:
+            deadline_ns = host.monotonic_ns() + int(self.timeout * 1e9)
+            loop.call_at(deadline_ns, lambda: self._machine.request_stop(Stop(Reason.TIMEOUT)))
+
+    def _signalled(self, loop: Loop, number: int) -> None:
+        stop = {
+            host.SIGINT: Stop(Reason.INTERRUPTED),
+            host.SIGTERM: Stop(Reason.STOPPED, "SIGTERM"),
+            host.SIGHUP: Stop(Reason.CONSOLE_LOST, "SIGHUP"),
+        }[number]
+        loop.post(lambda: self._machine.request_stop(stop))
+
+    def _snapshot(self) -> None:
+        machine, path = self._machine, self.snapshot_to
+        if path is None or machine.stop_info is not None:
+            return
+        machine.pause()
+        before_ns = host.monotonic_ns()
+        try:
+            result = save_snapshot(machine, path, parent_id=self.parent_id)
+        except SnapkitError as error:
+            if self.then == "stop":
+                machine.request_stop(Stop(Reason.FAILED, "snapshot", error))
+                return
+            click.echo(f"snapkit: the snapshot failed, the machine goes on: {error}", err=True)
+        else:
+            self.report["snapshot"] = {
+                "file": result.path,
+                "id": result.snapshot_id.hex(),
+                "memory_written": result.written,
+                "ms": (host.monotonic_ns() - before_ns) // 1_000_000,
+            }
+            click.echo(f"snapkit: snapshot written to {path}", err=True)
+        if self.then == "stop":
+            machine.request_stop(Stop(Reason.STOPPED, f"snapshot written to {path}"))
+        else:
+            machine.resume()
+
+    def _tell(self, stop: Stop) -> None:
+        if stop.error is not None:
+            raise stop.error
+        if self.as_json:
+            self.report |= {"stop": stop.reason.name.lower(), "detail": stop.detail, "exit": stop.exit_code}
+            click.echo(json.dumps(self.report))
+        else:
+            detail = f" ({stop.detail})" if stop.detail else ""
+            click.echo(f"snapkit: {stop.reason}{detail}", err=True)
+
+
+def session_options(command: F) -> F:
+    """Add the options of a `Session` to a command."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="End with a line of JSON that says what happened."),
+        click.option("--timeout", type=float, metavar="S", help="Stop after S seconds; exit 124."),
+        click.option("--exit-when", metavar="TEXT", help="Stop when TEXT appears on the serial port; exit 0."),
+        click.option(
+            "--then",
+            type=click.Choice(["stop", "continue"]),
+            default="stop",
+            show_default=True,
+            help="After the snapshot.",
+        ),
+        click.option("--snapshot-to", metavar="FILE", help="Where the snapshot goes."),
+        click.option("--snapshot-when", metavar="TEXT", help="Snapshot when TEXT appears on the serial port."),
+        click.option(
+            "--serial",
+            default="stdio",
+            show_default=True,
+            metavar="stdio|null|file:PATH",
+            help="The serial port's other end. On a terminal, Ctrl-A x quits.",
+        ),
+    ):
+        command = option(command)
+    return command

@@ -1,0 +1,20 @@
+"""How a machine behaves: the monitor around KVM. Never imports `snapkit.restore`; a Machine satisfies its `Target`.
+
+`machine` owns `vm` (KVM fd, memory, buses, the lock), the vCPU threads (`vcpu`) and the devices (`devices`, chips only;
+their host ends are `backends`). `kvm` is the seam to the kernel, `arch` what differs between architectures.
+
+Threads. Each vCPU is a thread in KVM_RUN, and every ioctl on a vCPU's fd runs on that thread, asked for through its
+mailbox. The event loop (`loop`) runs in the main thread. One lock per machine is held while a bus handler or the loop
+touches device state, never across KVM_RUN, epoll or a blocking file call. Paused means: all vCPUs parked with no exit
+in flight. Programs set ``sys.setswitchinterval(1e-4)``: beside one busy Python thread an exit costs 2 ms at the
+interpreter's default, and a tenth of that so.
+
+Memory. Guest RAM is mapped and owned by address (`memory`), and lent as views only inside a call. Closing goes: vCPU
+threads, kvm_run mappings, vCPU fds, VM fd, RAM.
+
+The guest cannot raise: a bad access gets the bus default and is counted. An exception out of a handler is a bug, ends
+the run as InternalError, and is told with its cause.
+
+Not done: PCI, virtio, the control socket, aarch64. The LAPIC's and the PIT's own timers start when they are loaded, not
+when a machine restored as paused is first resumed.
+"""
