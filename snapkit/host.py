@@ -51,7 +51,6 @@ EPOLLIN, EPOLLOUT = select.EPOLLIN, select.EPOLLOUT
 EPOLLERR, EPOLLHUP = select.EPOLLERR, select.EPOLLHUP
 FALLOC_FL_KEEP_SIZE = 1
 FALLOC_FL_PUNCH_HOLE = 2
-SYNC_FILE_RANGE_WRITE = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _c_mmap = _libc.mmap
@@ -65,8 +64,6 @@ _c_ioctl = _libc.ioctl
 _c_ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 _c_fallocate = _libc.fallocate
 _c_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-_c_sync_file_range = _libc.sync_file_range
-_c_sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _c_memcmp = _libc.memcmp
 _c_memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
@@ -258,13 +255,6 @@ def write(fd: int, payload: bytes | bytearray | memoryview) -> int:
 @_seam
 def fsync(fd: int) -> None:
     os.fsync(fd)
-
-
-@_seam
-def start_writeback(fd: int, offset: int, length: int) -> None:
-    """Have a range written to the disk in the background, so that a later fsync finds less to do; waits for nothing."""
-    if _c_sync_file_range(fd, offset, length, SYNC_FILE_RANGE_WRITE):
-        raise OSError(ctypes.get_errno(), "sync_file_range")
 
 
 @_seam

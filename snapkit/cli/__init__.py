@@ -4,6 +4,7 @@ Every verb has ``--json``; results go to stdout, talk goes to stderr. Errors are
 `snapkit.errors`; a traceback appears only with ``--debug``.
 """
 
+import os
 import sys
 from importlib import import_module
 from typing import NoReturn
@@ -74,8 +75,8 @@ def main() -> NoReturn:
         explain(error)
         code = error.exit_code
     except BrokenPipeError:
-        # the reader of our results has gone, as in `snapkit inspect | head`: nothing is left to tell it
-        sys.stdout = None  # type: ignore[assignment]
+        # the reader of our results has gone, as in `snapkit inspect | head`: the interpreter's own flush must not tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = 0
     except Exception as error:  # a bug, told as one
         if debug:

@@ -36,6 +36,7 @@ class Session:
     parent_id: bytes | None = None
     report: dict[str, Any] = field(default_factory=dict)
     ended: Reason | None = None
+    _machine: Machine = field(init=False)
 
     def run(self, build: Callable[[Loop, Console], Machine]) -> int:
         """Build the machine, run it, tell how it ended; returns the exit code."""
@@ -57,7 +58,6 @@ class Session:
         return stop.exit_code
 
     def _watch(self, loop: Loop, console: Console) -> None:
-        self._machine: Machine
         if self.exit_when is not None:
             console.watch_for(self.exit_when, lambda: self._machine.request_stop(Stop(Reason.TEXT_SEEN)))
         if self.snapshot_when is not None:

@@ -2,8 +2,8 @@
 
 Two threads share the work: this one looks for zeros and writes, the other hashes (hashing, comparing and writing all
 release the interpreter lock). A page of zeros is never written, so the file has a hole there; a chunk of nothing but
-zeros is not in the file at all. What has been written is handed to the disk at once, so that the final sync waits for
-little. The source must not change meanwhile, or its digests are of something else: the machine is paused.
+zeros is not in the file at all. (Having the disk start early, by
+sync_file_range(2), gained nothing and let a slow disk lengthen the pause.) The source must not change meanwhile, or its digests are of something else: the machine is paused.
 
 Zeros are found without numpy, whose import costs more than most snapshots: the first word of every page of a chunk is
 one strided slice, and only pages whose first word is zero are compared.
@@ -20,14 +20,13 @@ from snapkit.restore.chunks import HOLE_ENTRY, RAW, count_chunks, pack_entry
 from snapkit.restore.digest import Digester
 from snapkit.restore.manifest import PHYSICAL_MAX, REGIONS_MAX, Region
 from snapkit.restore.preamble import MEMORY_ALIGNMENT
-from snapkit.units import CHUNK_LEN, MIB, PAGE_LEN, align_up
+from snapkit.units import CHUNK_LEN, PAGE_LEN, align_up
 
 Progress = Callable[[int, int], None]
 """Called with bytes of RAM done and in all."""
 MemorySource = tuple[int, int | memoryview, int]
 """RAM to be saved: guest-physical start, its address in this process (or a view of it), length."""
 
-_WRITEBACK_LEN = 16 * MIB
 _ZERO_PAGE = bytes(PAGE_LEN)
 _data_pages = re.compile(rb"\x01+")
 
@@ -65,7 +64,7 @@ class Capture:
         raw: list[tuple[int, int, int]] = []  # chunk, offset, length
         total = sum(region.length for region in self.regions)
         number = done = 0
-        at = synced = end = offset
+        end = offset
         hashes = _Hashing(self._digester)
         try:
             for _gpa, source, length in self._sources:
@@ -81,9 +80,6 @@ class Capture:
                             self.written += last - first
                         raw.append((number, at, len(chunk)))
                         end = at + len(chunk)
-                        if end - synced >= _WRITEBACK_LEN:
-                            host.start_writeback(fd, synced, end - synced)
-                            synced = end
                     number += 1
                     done += len(chunk)
                     if self._progress is not None:

@@ -11,7 +11,6 @@ from snapkit.restore.pipeline import Timeline, run_steps
 from snapkit.restore.plan import Steps, plan
 from snapkit.restore.target import Target
 from snapkit.state.converters import upgrade_sections
-from snapkit.state.releases import current_release
 from snapkit.state.schema import SectionId, State
 
 
@@ -51,10 +50,8 @@ def prepare(path: str, *, key: bytes | None = None, paused: bool = False) -> Pre
     try:
         with timeline.span("decode", "sections"):
             states, dropped = image.sections()
-        sections: Mapping[SectionId, State] = states
-        if image.preamble.release != current_release().release:
-            with timeline.span("upgrade", f"from {image.preamble.release}"):
-                sections = upgrade_sections(states, image.preamble.release)
+        with timeline.span("upgrade", f"from {image.preamble.release}"):
+            sections: Mapping[SectionId, State] = upgrade_sections(states, image.preamble.release)
         with timeline.span("check", "invariants across components"):
             findings = check(sections, image.memory)
         if findings:

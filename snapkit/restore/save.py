@@ -10,7 +10,9 @@ from snapkit.state.schema import SectionId
 from snapkit.version import __version__
 
 
-def save_snapshot(source: Source, path: str, *, parent_id: bytes | None = None, key: bytes | None = None) -> WriteResult:
+def save_snapshot(
+    source: Source, path: str, *, parent_id: bytes | None = None, key: bytes | None = None
+) -> WriteResult:
     """Write *source*, which must be paused, to *path*; it stays paused and unharmed, whatever happens.
 
     Raises HostError when the host fails, ConfigError when *path* cannot be written to.

@@ -8,8 +8,8 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from snapkit.state.schema import U8, U16, U32, U64, State, register, schema
-from snapkit.state.spec.x86 import ApicBase, Cr0, Cr4, Efer, Rflags
+from snapkit.state.schema import U8, U16, U32, U64, State, named, register, schema
+from snapkit.state.spec.x86 import MSRS, ApicBase, Cr0, Cr4, Efer, Rflags
 
 
 class Regs(State):
@@ -101,7 +101,7 @@ class Debugregs(State):
 class Msr(State):
     """One model-specific register."""
 
-    index: U32
+    index: Annotated[U32, named(MSRS)]
     data: U64
 
 

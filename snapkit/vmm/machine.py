@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
-from typing import Self
+from typing import Literal, Self
 
 from snapkit import host
 from snapkit.errors import (
@@ -34,14 +34,15 @@ from snapkit.state.vcpu_x86_64 import VcpuState
 from snapkit.vmm.arch.x86_64 import cpuid, layout, platform
 from snapkit.vmm.arch.x86_64.vcpu import VcpuArgs, X86Vcpu
 from snapkit.vmm.backends.console import Console
+from snapkit.vmm.devices.serial_16550 import Serial16550
 from snapkit.vmm.kvm import abi
 from snapkit.vmm.kvm.system import Kvm
 from snapkit.vmm.loop import Loop
-from snapkit.vmm.memory import FilePages, GuestMemory, check_ram_length
+from snapkit.vmm.memory import FilePages, GuestMemory
 from snapkit.vmm.vcpu import VcpuThread
 from snapkit.vmm.vm import Vm
 
-SERIAL = SectionId("serial-16550", "0")
+SERIAL = SectionId(Serial16550.kind, "0")
 
 
 class Reason(StrEnum):
@@ -140,7 +141,7 @@ class Machine:
 
         Raises ConfigError for what the operator got wrong, IncompatibleHost or HostError for what the host lacks.
         """
-        check_ram_length(config.memory)
+        regions = layout.ram_regions(config.memory)
         if not 1 <= config.vcpus <= platform.VCPUS_MAX:
             raise ConfigError(f"vcpus is {config.vcpus}, must be 1 to {platform.VCPUS_MAX}")
         if config.cpu not in {"host", "baseline"}:
@@ -148,12 +149,12 @@ class Machine:
         machine = cls(loop, console)
         with ExitStack() as undo:
             undo.callback(machine.close)
-            machine._boot(config)
+            machine._boot(config, regions)
             undo.pop_all()
         return machine
 
-    def _boot(self, config: BootConfig) -> None:
-        profile = "baseline" if config.cpu == "baseline" else "host"
+    def _boot(self, config: BootConfig, regions: Sequence[tuple[int, int]]) -> None:
+        profile: Literal["host", "baseline"] = "baseline" if config.cpu == "baseline" else "host"
         self.create_vm(
             MachineState(
                 architecture=platform.ARCHITECTURE,
@@ -163,7 +164,7 @@ class Machine:
                 tsc_khz=0,
             )
         )
-        memory = GuestMemory(layout.ram_regions(config.memory))
+        memory = GuestMemory(regions)
         self._use_memory(memory)
         entry = platform.load_guest(memory, config.vcpus, config.kernel, config.initrd, config.cmdline)
         for kind in platform.CHIPS:
@@ -282,7 +283,7 @@ class Machine:
         for device in self._devices.values():
             device.resync()
         serial = self._devices[SERIAL]
-        if isinstance(serial, platform.Serial16550):
+        if isinstance(serial, Serial16550):
             lock = self._need_vm().lock
 
             def receive(payload: bytes) -> int:
@@ -319,7 +320,7 @@ class Machine:
         for job in [vcpu.thread.post(start) for vcpu, start in zip(vcpus, work, strict=True)]:
             job.wait()  # every counter is set before any vCPU reads one
         serial = self._devices[SERIAL]
-        if isinstance(serial, platform.Serial16550):
+        if isinstance(serial, Serial16550):
             with self._need_vm().lock:
                 serial.transmit_ready()
         self.run_state = RunState.RUNNING
@@ -430,5 +431,3 @@ class Machine:
         if self._state is None:
             raise StateViolation("use the VM", actual="not created", required="created", way_out="create_vm first")
         return self._state
-
-

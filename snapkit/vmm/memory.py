@@ -12,7 +12,7 @@ from typing import Protocol
 from snapkit import host
 from snapkit.errors import ConfigError, HostError
 from snapkit.state.memory_layout import MemoryLayoutState, RegionState
-from snapkit.units import PAGE_LEN, PAGE_SHIFT, Gpa, Hva
+from snapkit.units import PAGE_SHIFT, Gpa, Hva
 
 _RAM_FLAGS = host.MAP_PRIVATE | host.MAP_ANONYMOUS | host.MAP_NORESERVE
 _RW = host.PROT_READ | host.PROT_WRITE
@@ -84,7 +84,9 @@ class GuestMemory:
 
     def lay(self, gpa: int, length: int, fd: int, offset: int) -> None:
         """Lay *length* bytes of a file over RAM at *gpa*, copy-on-write: the file is never written."""
-        host.mmap(length, _RW, host.MAP_PRIVATE | host.MAP_FIXED | host.MAP_NORESERVE, fd, offset, self.hva(gpa, length))
+        host.mmap(
+            length, _RW, host.MAP_PRIVATE | host.MAP_FIXED | host.MAP_NORESERVE, fd, offset, self.hva(gpa, length)
+        )
 
     def seal(self) -> None:
         """Mark RAM as not inherited and not dumped; after the last `lay`."""
@@ -95,7 +97,7 @@ class GuestMemory:
         """Return the monitor's address of [gpa, gpa+length), which must lie in one region; else ConfigError."""
         for region in self.regions:
             offset = gpa - region.gpa
-            if 0 <= offset and offset + length <= region.length:
+            if offset >= 0 and offset + length <= region.length:
                 return Hva(region.hva + offset)
         raise ConfigError(f"guest memory {gpa:#x}..{gpa + length:#x} is outside RAM")
 
@@ -120,9 +122,3 @@ class GuestMemory:
         """Return the layout; the contents go into the file's memory."""
         regions = [RegionState(gpa=region.gpa, length=region.length) for region in self.regions]
         return MemoryLayoutState(page_shift=PAGE_SHIFT, regions=regions)
-
-
-def check_ram_length(length: int) -> None:
-    """Raise ConfigError unless *length* is RAM that a machine can have: whole pages, 1 MiB to 1 TiB."""
-    if length % PAGE_LEN or not 1 << 20 <= length <= 1 << 40:
-        raise ConfigError(f"memory is {length} bytes, must be whole 4 KiB pages between 1 MiB and 1 TiB")

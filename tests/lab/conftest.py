@@ -2,22 +2,11 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from tests.lab import guest, packages
 from tests.lab.outer import Outer
-
-
-@dataclass(frozen=True)
-class GuestFiles:
-    """What a guest is booted from; the paths are the same inside the outer machine."""
-
-    bzimage: Path
-    vmlinux: Path
-    initrd: Path
 
 
 def _lacking(reason: str) -> None:
@@ -49,9 +38,9 @@ def outer(request: pytest.FixtureRequest) -> Iterator[Outer]:
 
 
 @pytest.fixture(scope="session")
-def guest_files(outer: Outer, kernels: tuple[packages.Kernel, packages.Kernel]) -> GuestFiles:
+def guest_files(outer: Outer, kernels: tuple[packages.Kernel, packages.Kernel]) -> guest.GuestFiles:
     """Give the guest's kernel in both forms and its root."""
     cloud = kernels[1]
     initrd = outer.share / "guest.cpio.gz"
     initrd.write_bytes(guest.initramfs())
-    return GuestFiles(cloud.bzimage, cloud.vmlinux, initrd)
+    return guest.GuestFiles(cloud.bzimage, cloud.vmlinux, initrd)

@@ -12,7 +12,8 @@ The kernel's command line chooses what it does, `scenario=NAME`:
 
 `<sum>` runs over all the work between lines (`work=` steps a line, `advance`), so that lost or repeated work shows as
 well as lost or repeated lines. The report is `DMESG-BEGIN` .. `DMESG-END`, `INTERRUPTS-BEGIN` .. `INTERRUPTS-END`,
-`CLOCKSOURCE <name>`, `UPTIME <seconds>`, `END`. `MARK` is in the kernel's log as `KERNEL_MARK` too.
+`CLOCKSOURCE <name>`, `UPTIME <seconds>`, `END`. `MARK` is in the kernel's log as `KERNEL_MARK` too; `dmesg=mark` shortens
+the report to what follows it (each character costs an exit or two, and the whole log is 20000).
 
 Surprises: power-off does not wait for the console, so the scripts drain it with `stty`, which sets attributes only
 once the output has left. The kernel's own console messages stop after `INIT`, or they would land amid a line.
@@ -21,6 +22,7 @@ once the output has left. The kernel's own console messages stop after `INIT`, o
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.lab.cpio import Initramfs
 from tests.lab.packages import busybox
@@ -37,12 +39,13 @@ exec </dev/console >/dev/console 2>&1
 dmesg -n 1
 stty -echo
 
-scenario=none count={COUNT} work={WORK}
+scenario=none count={COUNT} work={WORK} dmesg=all
 for word in $(cat /proc/cmdline); do
     case $word in
         scenario=*) scenario=${{word#*=}} ;;
         count=*) count=${{word#*=}} ;;
         work=*) work=${{word#*=}} ;;
+        dmesg=*) dmesg=${{word#*=}} ;;
     esac
 done
 export count work
@@ -64,7 +67,9 @@ case $scenario in
             cpu=$((cpu + 1))
         done
         wait
-        echo DMESG-BEGIN; dmesg; echo DMESG-END
+        from=1
+        [ $dmesg = mark ] && from=/{KERNEL_MARK}/
+        echo DMESG-BEGIN; dmesg | sed -n "$from,$ p"; echo DMESG-END
         echo INTERRUPTS-BEGIN; cat /proc/interrupts; echo INTERRUPTS-END
         echo "CLOCKSOURCE $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
         read -r up idle </proc/uptime
@@ -112,6 +117,15 @@ class CountLine:
     n: int
     total: int
     uptime_s: float
+
+
+@dataclass(frozen=True)
+class GuestFiles:
+    """What a guest is booted from; the paths are the same inside the outer machine."""
+
+    bzimage: Path
+    vmlinux: Path
+    initrd: Path
 
 
 def initramfs() -> bytes:

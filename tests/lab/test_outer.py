@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.lab import guest
 from tests.lab.outer import LabError, Outer
 
 pytestmark = pytest.mark.lab
@@ -89,6 +90,19 @@ def test_the_share_is_writable_from_both_sides_and_the_root_from_neither(outer: 
     assert (outer.share / "answer").read_text() == "from inside\n"
     assert result.code != 0
     assert "ead-only" in result.stderr, result
+
+
+def test_the_guest_files_boot_under_another_monitor(outer: Outer, guest_files: guest.GuestFiles) -> None:
+    # The peer that tells a fault of the lab from a fault of snapkit.
+    command = "qemu-system-x86_64 -M microvm,rtc=on -accel kvm -cpu host -smp 2 -m 256 -nodefaults -display none"
+    append = "console=ttyS0 quiet panic=-1 scenario=count count=10 dmesg=mark"
+    files = ["-serial", "stdio", "-kernel", str(guest_files.bzimage), "-initrd", str(guest_files.initrd)]
+    result = outer.run([*command.split(), *files, "-append", append], timeout=200)
+    found = guest.count_lines(result.stdout)
+    assert sorted(found) == [0, 1], result
+    assert [guest.count_faults(found[cpu], last=10) for cpu in (0, 1)] == [[], []]
+    assert guest.kernel_log_after_mark(result.stdout) == []
+    assert result.code == 0, result
 
 
 def test_a_machine_that_cannot_boot_says_what_its_emulator_said() -> None:

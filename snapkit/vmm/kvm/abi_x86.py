@@ -39,11 +39,8 @@ KVM_IRQCHIP_IOAPIC = 2
 
 PIC = Layout(
     PicState,
-    (
-        "16B",
-        "last_irr irr imr isr priority_add irq_base read_reg_select poll special_mask init_state auto_eoi "
-        "rotate_on_auto_eoi special_fully_nested_mode init4 elcr elcr_mask",
-    ),
+    ("9B", "last_irr irr imr isr priority_add irq_base read_reg_select poll special_mask"),
+    ("7B", "init_state auto_eoi rotate_on_auto_eoi special_fully_nested_mode init4 elcr elcr_mask"),
 )
 _IOAPIC = struct.Struct("<QIIII24Q")
 
@@ -170,21 +167,23 @@ def read_sregs(raw: bytes) -> Sregs:
 def write_sregs(state: Sregs) -> bytes:
     """State to struct kvm_sregs."""
     write = SEGMENT.write
-    return b"".join((
-        *(write(getattr(state, name)) for name in _SEGMENTS),
-        DTABLE.write(state.gdt),
-        DTABLE.write(state.idt),
-        _SREGS_TAIL.pack(
-            state.cr0,
-            state.cr2,
-            state.cr3,
-            state.cr4,
-            state.cr8,
-            state.efer,
-            state.apic_base,
-            *state.interrupt_bitmap,
-        ),
-    ))
+    return b"".join(
+        (
+            *(write(getattr(state, name)) for name in _SEGMENTS),
+            DTABLE.write(state.gdt),
+            DTABLE.write(state.idt),
+            _SREGS_TAIL.pack(
+                state.cr0,
+                state.cr2,
+                state.cr3,
+                state.cr4,
+                state.cr8,
+                state.efer,
+                state.apic_base,
+                *state.interrupt_bitmap,
+            ),
+        )
+    )
 
 
 XSAVE_LEN = 4096

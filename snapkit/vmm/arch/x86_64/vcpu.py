@@ -154,4 +154,3 @@ class X86Vcpu:
         if deadline is not None and counter is not None and deadline.data == 0:
             # 0 means expired, its interrupt perhaps not yet raised: the counter's own value fires it at once
             deadline.data = counter.data
-

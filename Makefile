@@ -1,0 +1,46 @@
+# Everything a developer runs. `make demo` and `make test` do their own set-up on a fresh Debian machine.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+# What is missing is skipped and named, unless it is required: SNAPKIT_REQUIRE=kvm,lab
+export SNAPKIT_REQUIRE ?=
+
+.PHONY: demo test test-all test-rest lint setup schemas bench soak clean
+
+demo: $(VENV)/stamp  ## boot, snapshot and restore a tiny guest; in the lab's machine where there is no /dev/kvm
+	@$(BIN)/python tests/lab/demo.py
+
+test: setup lint  ## everything but the long lab scenarios; at most 12 minutes on 2 cores
+	$(PYTEST) -m "not soak and not bench and (not lab or smoke)"
+
+test-rest: setup  ## what test-all adds to test
+	$(PYTEST) -m "lab and not smoke and not soak and not bench"
+
+test-all: test test-rest
+
+lint: $(VENV)/stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snapkit schema check
+
+schemas: $(VENV)/stamp  ## write schemas/ anew from the States
+	$(BIN)/snapkit schema generate
+
+bench: setup  ## ratios against a floor or a peer measured in the same run
+	$(PYTEST) -m bench -s tests/bench
+
+soak: setup  ## what is too long for every run
+	$(PYTEST) -m soak
+
+setup: $(VENV)/stamp  ## the virtual environment, and as root the Debian packages of the lab
+	@sh tests/lab/install.sh || test -z "$(findstring lab,$(SNAPKIT_REQUIRE))"
+
+$(VENV)/stamp: pyproject.toml tests/venv.sh
+	sh tests/venv.sh $(PYTHON) $(VENV)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .cache build dist
