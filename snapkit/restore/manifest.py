@@ -22,7 +22,7 @@ PHYSICAL_MAX = 1 << 52
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}\Z")]
 Length = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 HexDigest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-Fact = Annotated[str, Meta(max_length=256)] | int | bool
+Fact = Annotated[str, Meta(max_length=256)] | Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | bool
 Facts = Annotated[dict[Annotated[str, Meta(max_length=64)], Fact], Meta(max_length=64)]
 
 

@@ -228,10 +228,14 @@ def test_every_field_of_the_manifest_is_checked(path, change, reason):
         lambda _text: b'{"machine":{"a":' + b"[" * 1_000_000,
         lambda _text: b"\xff\xfe",
         lambda text: text.replace(b"vcpus", b"\xed\xb2\x80"),
-        lambda text: text.replace(b":1,", b":" + b"9" * 5000 + b","),
+        lambda text: text.replace(b'"vcpus":1', b'"vcpus":' + b"9" * 5000),
+        lambda text: text.replace(b'"vcpus":1', b'"vcpus":' + b"9" * 4000),
+        lambda text: text.replace(b'"vcpus":1', b'"vcpus":18446744073709551616'),
+        lambda text: text.replace(b'"vcpus":1', b'"vcpus":-0'),
     ],
 )
 def test_a_manifest_has_one_spelling_and_a_bounded_depth(path, spelling):
+    assert spelling(b'{"a":1,"vcpus":1,"separate":null}') != b'{"a":1,"vcpus":1,"separate":null}'
     _refused(Forge(manifest_text=spelling).write(path), "manifest")
 
 

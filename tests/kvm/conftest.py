@@ -1,0 +1,45 @@
+"""Floor 3: real `/dev/kvm`, real interrupts, guests of a few hundred lines built from `tests/guests`."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kvm.harness import Census
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+KVM = "/dev/kvm"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if str(item.path).startswith(HERE + os.sep):
+            item.add_marker(pytest.mark.kvm)
+
+
+@pytest.fixture(autouse=True)
+def _kvm() -> None:
+    """Skip, naming what is missing, or fail where SNAPKIT_REQUIRE says that it must be there."""
+    if os.access(KVM, os.R_OK | os.W_OK):
+        return
+    reason = f"{KVM} is missing or may not be opened"
+    if "kvm" in os.environ.get("SNAPKIT_REQUIRE", "").split(","):
+        pytest.fail(f"{reason}, and SNAPKIT_REQUIRE asks for it")
+    pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def _switch_interval() -> Iterator[None]:
+    """Run as the command line does: an exit beside a busy thread must not wait 5 ms for the interpreter."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.fixture
+def census(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Census:
+    """What this process holds; ask it again later."""
+    return Census(monkeypatch, str(tmp_path))

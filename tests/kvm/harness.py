@@ -1,0 +1,198 @@
+"""Machines for tests: a serial port that keeps everything, boot and restore as context managers, and a census.
+
+Nothing here sleeps: who waits, waits for an event, ten times as long as it usually takes or longer.
+"""
+
+import gc
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from snapkit import guests, host
+from snapkit.restore.pipeline import Timeline, run_steps
+from snapkit.restore.restore import prepare
+from snapkit.restore.save import save_snapshot
+from snapkit.units import MIB, Hva
+from snapkit.vmm.backends.console import Console
+from snapkit.vmm.loop import Loop
+from snapkit.vmm.machine import BootConfig, Machine, RunState, Vcpu
+from snapkit.vmm.vm import Vm
+
+PATIENCE_S = 60.0
+DEMO = guests.path("demo.elf")
+
+
+class Tape(Console):
+    """A serial port's other end that keeps what was sent, and can be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.sent = bytearray()
+        self._grown = threading.Condition()
+
+    def write(self, payload: bytes) -> None:
+        with self._grown:
+            self.sent += payload
+            self._grown.notify_all()
+        super().write(payload)
+
+    def wait(self, done: Callable[[bytes], object], what: str) -> None:
+        """Wait until *done* of all that was sent so far."""
+        with self._grown:
+            if not self._grown.wait_for(lambda: done(bytes(self.sent)), PATIENCE_S):
+                raise AssertionError(f"waited {PATIENCE_S} s for {what}, got {bytes(self.sent[-200:])!r}")
+
+    def wait_for(self, text: str, times: int = 1) -> None:
+        """Wait until *text* was sent that often."""
+        self.wait(lambda sent: sent.count(text.encode()) >= times, repr(text))
+
+    def wait_grown(self, by: int) -> None:
+        """Wait until *by* more bytes were sent."""
+        end = len(self.sent) + by
+        self.wait(lambda sent: len(sent) >= end, f"{by} more bytes")
+
+    def type(self, payload: bytes) -> int:
+        """Send to the guest; returns how many bytes the chip took."""
+        return self._input(payload)
+
+    @property
+    def text(self) -> str:
+        return bytes(self.sent).decode()
+
+
+@dataclass
+class Rig:
+    """A machine with its tape and loop."""
+
+    machine: Machine
+    tape: Tape
+    loop: Loop
+
+    @property
+    def vm(self) -> Vm:
+        return self.machine._need_vm()
+
+    @property
+    def vcpus(self) -> list[Vcpu]:
+        return list(self.machine._vcpus.values())
+
+    def run(self) -> "Rig":
+        self.machine.resume()
+        return self
+
+    def save(self, path: str) -> str:
+        """Snapshot to *path*; a running machine is paused for it and stays paused."""
+        if self.machine.run_state is RunState.RUNNING:
+            self.machine.pause()
+        save_snapshot(self.machine, path)
+        return path
+
+    def healthy(self) -> None:
+        """Assert that the machine did not stop."""
+        stop = self.machine.stop_info
+        assert stop is None, stop
+
+
+@contextmanager
+def booted(kernel: str = DEMO, *, memory: int = 2 * MIB, vcpus: int = 1, cpu: str = "host") -> Iterator[Rig]:
+    """A machine that has *kernel* loaded and is paused."""
+    tape = Tape()
+    with Loop() as loop:
+        config = BootConfig(kernel=kernel, memory=memory, vcpus=vcpus, cpu=cpu)
+        with Machine.boot(config, loop, tape) as machine:
+            yield Rig(machine, tape, loop)
+
+
+@contextmanager
+def restored(path: str, *, verify_memory: bool = False, before: str | None = None) -> Iterator[Rig]:
+    """The machine of a snapshot, paused. *before* names the stage that is the first not to be run."""
+    tape = Tape()
+    with Loop() as loop, Machine(loop, tape, verify_memory=verify_memory) as machine:
+        with prepare(path, paused=True) as prepared:
+            steps = prepared.steps
+            if before is not None:
+                steps = steps[: [step.stage for step in steps].index(before)]
+            run_steps(steps, machine, Timeline())
+        yield Rig(machine, tape, loop)
+
+
+# What a process holds
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """fds by what they are, threads, and mappings that belong to machines."""
+
+    fds: tuple[str, ...]
+    threads: int
+    mappings: tuple[str, ...]
+    ram: tuple[tuple[int, int], ...]
+
+
+class Census:
+    """Compare what the process holds with what it held.
+
+    Mappings of files and of KVM are counted by name in /proc/self/maps. Guest RAM is anonymous and has none there, so
+    what goes through the seam is recorded, and looked for in /proc/self/maps by address.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+        self._folder = folder
+        self._mapped: dict[int, int] = {}
+        real_mmap, real_munmap = host.mmap, host.munmap
+
+        def mmap(length: int, prot: int, flags: int, fd: int = -1, offset: int = 0, at: int = 0) -> Hva:
+            address = real_mmap(length, prot, flags, fd, offset, at)
+            if not flags & host.MAP_FIXED:
+                self._mapped[address] = length
+            return address
+
+        def munmap(address: Hva, length: int) -> None:
+            real_munmap(address, length)
+            assert self._mapped.pop(address) == length
+
+        monkeypatch.setattr(host, "mmap", mmap)
+        monkeypatch.setattr(host, "munmap", munmap)
+        self.start = self.take()
+
+    def take(self) -> Holdings:
+        gc.collect()
+        fds = []
+        for fd in os.listdir("/proc/self/fd"):
+            try:
+                fds.append(re.sub(r"\d+", "N", os.readlink(f"/proc/self/fd/{fd}")) + f" as {fd}")
+            except FileNotFoundError:
+                continue  # the one that listed them
+        with open("/proc/self/maps", encoding="utf-8") as file:
+            lines = file.read().splitlines()
+        names = sorted(line.split(maxsplit=5)[5] for line in lines if "kvm" in line or self._folder in line)
+        return Holdings(tuple(sorted(fds)), len(os.listdir("/proc/self/task")), tuple(names), self._ram(lines))
+
+    def _ram(self, lines: list[str]) -> tuple[tuple[int, int], ...]:
+        """The recorded mappings; each must be in /proc/self/maps."""
+        spans = [tuple(int(end, 16) for end in line.split(" ", 1)[0].split("-")) for line in lines]
+        for address in self._mapped:
+            assert any(first <= address < last for first, last in spans), hex(address)
+        return tuple(sorted(self._mapped.items()))
+
+    def check(self, context: object = "") -> None:
+        """Assert that all is as it was at the start."""
+        now = self.take()
+        assert now == self.start, context
+
+
+def spoiled(at: int, *, forever: bool = False, errno: int = 5) -> tuple[Callable[[str, tuple[object, ...]], None], list[str]]:
+    """Return a fault hook that fails call number *at* (and with *forever* all that follow), and the calls it saw."""
+    seen: list[str] = []
+
+    def hook(call: str, _arguments: tuple[object, ...]) -> None:
+        seen.append(call)
+        if len(seen) == at + 1 or (forever and len(seen) > at):
+            raise OSError(errno, "injected")
+
+    return hook, seen
