@@ -12,6 +12,7 @@ Surprises met on the way:
   thread. `ioctl` here goes through ctypes, which always releases it.
 """
 
+import _thread
 import ctypes
 import errno
 import fcntl
@@ -64,8 +65,10 @@ _c_ioctl = _libc.ioctl
 _c_ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 _c_fallocate = _libc.fallocate
 _c_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-_c_memcmp = _libc.memcmp
-_c_memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+_Sigset = ctypes.c_char * 128  # sigset_t of glibc and musl
+_c_sigmask = _libc.pthread_sigmask
+_c_sigmask.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+_every_signal = _Sigset.from_buffer_copy(b"\xff" * 128)
 
 _fault: FaultHook | None = None
 _calls = 0
@@ -253,6 +256,14 @@ def write(fd: int, payload: bytes | bytearray | memoryview) -> int:
 
 
 @_seam
+def wait_writable(fd: int, timeout_ms: int) -> bool:
+    """Wait until *fd* takes bytes, or has an error that a write would tell; False when it did not in time."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(timeout_ms))
+
+
+@_seam
 def fsync(fd: int) -> None:
     os.fsync(fd)
 
@@ -338,12 +349,6 @@ def copy_in(address: int, payload: bytes | bytearray | memoryview) -> None:
     view(address, len(payload))[:] = payload
 
 
-def is_zero(address: int, length: int) -> bool:
-    """Return whether *length* bytes of mapped memory, a multiple of 8, are all zero."""
-    # Equal to itself shifted by one word, and the first word zero. Stops at the first difference.
-    return not ctypes.c_uint64.from_address(address).value and not _c_memcmp(address, address + 8, length - 8)
-
-
 # ioctl
 
 
@@ -411,11 +416,26 @@ def thread_kick_signal() -> int:
 @contextmanager
 def signals_blocked() -> Iterator[None]:
     """Block every signal in the calling thread; a thread started inside inherits that from its first instruction."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    # Not signal.pthread_sigmask: it makes sets of Enum members, 190 us here, a tenth of a whole restore.
+    before = _Sigset()
+    _c_sigmask(signal.SIG_BLOCK, _every_signal, before)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _c_sigmask(signal.SIG_SETMASK, before, None)
+
+
+@_seam
+def start_thread(main: Callable[[], None]) -> int:
+    """Run *main* on a new thread, every signal blocked from its first instruction; returns the thread's identity.
+
+    Not threading.Thread: its `start` waits until the thread runs, which costs 100 us, and a time slice on a busy host.
+    """
+    with signals_blocked():
+        try:
+            return _thread.start_new_thread(main, ())
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, str(error)) from error
 
 
 def drain_signal(number: int) -> None:

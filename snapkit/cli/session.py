@@ -36,7 +36,7 @@ class Session:
     parent_id: bytes | None = None
     report: dict[str, Any] = field(default_factory=dict)
     ended: Reason | None = None
-    _machine: Machine = field(init=False)
+    _machine: Machine | None = None
 
     def run(self, build: Callable[[Loop, Console], Machine]) -> int:
         """Build the machine, run it, tell how it ended; returns the exit code."""
@@ -51,20 +51,20 @@ class Session:
             stack.enter_context(
                 host.on_signals((host.SIGINT, host.SIGTERM, host.SIGHUP), lambda number: self._signalled(loop, number))
             )
-            self._machine = stack.enter_context(build(loop, console))
-            stop = self._machine.run()
+            machine = self._machine = stack.enter_context(build(loop, console))
+            stop = machine.run()
         self.ended = stop.reason
         self._tell(stop)
         return stop.exit_code
 
     def _watch(self, loop: Loop, console: Console) -> None:
         if self.exit_when is not None:
-            console.watch_for(self.exit_when, lambda: self._machine.request_stop(Stop(Reason.TEXT_SEEN)))
+            console.watch_for(self.exit_when, lambda: self._stop(loop, Stop(Reason.TEXT_SEEN)))
         if self.snapshot_when is not None:
             console.watch_for(self.snapshot_when, lambda: loop.post(self._snapshot))
         if self.timeout is not None:
             deadline_ns = host.monotonic_ns() + int(self.timeout * 1e9)
-            loop.call_at(deadline_ns, lambda: self._machine.request_stop(Stop(Reason.TIMEOUT)))
+            loop.call_at(deadline_ns, lambda: self._stop(loop, Stop(Reason.TIMEOUT)))
 
     def _signalled(self, loop: Loop, number: int) -> None:
         stop = {
@@ -72,15 +72,21 @@ class Session:
             host.SIGTERM: Stop(Reason.STOPPED, "SIGTERM"),
             host.SIGHUP: Stop(Reason.CONSOLE_LOST, "SIGHUP"),
         }[number]
-        loop.post(lambda: self._machine.request_stop(stop))
+        loop.post(lambda: self._stop(loop, stop))
+
+    def _stop(self, loop: Loop, stop: Stop) -> None:
+        if self._machine is None:  # the guest runs already, the machine has not come back from `build` yet
+            loop.post(lambda: self._stop(loop, stop))
+        else:
+            self._machine.request_stop(stop)
 
     def _snapshot(self) -> None:
         machine, path = self._machine, self.snapshot_to
-        if path is None or machine.stop_info is not None:
+        if path is None or machine is None or machine.stop_info is not None:
             return
-        machine.pause()
         before_ns = host.monotonic_ns()
         try:
+            machine.pause()
             result = save_snapshot(machine, path, parent_id=self.parent_id)
         except SnapkitError as error:
             if self.then == "stop":

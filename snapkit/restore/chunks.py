@@ -92,8 +92,6 @@ class ChunkTable:
             number = next(number for number, codec in enumerate(codecs) if codec not in {HOLE, RAW})
             name = CODECS.get(codecs[number], "unknown")
             raise ImageError(f"chunk {number} has codec {codecs[number]} ({name}), this release reads hole and raw")
-        words = memoryview(table).cast("Q")
-        offsets, heads = words[::_WORDS].tobytes(), words[1::_WORDS].tobytes()
         reached, first = memory_offset, 0
         for region in regions:
             end = first + -(-region.length // CHUNK_LEN)
@@ -106,13 +104,10 @@ class ChunkTable:
                 reached = self._add_runs(region, spans, first, start)
                 tail = self.runs[-1].gpa + self.runs[-1].length == region.gpa + region.length
                 last_len = (region.length - 1) % CHUNK_LEN + 1 if tail else CHUNK_LEN
-                raw_offsets = b"".join([offsets[8 * one : 8 * after] for one, after in spans])
-                raw_heads = b"".join([heads[8 * one : 8 * after] for one, after in spans])
-                if not (
-                    raw_heads[:-8] == _FULL * (len(raw_heads) // 8 - 1)
-                    and raw_heads[-8:] == _head_of(last_len)
-                    and _are_linear(raw_offsets, start)
-                ):
+                rows = b"".join([table[one * ENTRY_LEN : after * ENTRY_LEN] for one, after in spans])
+                words = memoryview(rows).cast("Q")
+                heads = _FULL * (len(rows) // ENTRY_LEN - 1) + _head_of(last_len)
+                if words[1::_WORDS].tobytes() != heads or not _are_linear(words[::_WORDS].tobytes(), start):
                     self._find_wrong(spans, start, last_len)
             first = end
         if reached != memory_offset + memory_len:

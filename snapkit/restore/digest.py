@@ -4,6 +4,8 @@ Plain digests find damage; keyed ones also find forgery, because whoever lacks t
 bytes. Keyed digests are compared in constant time.
 """
 
+from collections.abc import Iterable
+
 from blake3 import blake3
 
 from snapkit.errors import ConfigError
@@ -53,6 +55,13 @@ class Digester:
         if self._key is None:
             return blake3(payload).digest()
         return blake3(payload, key=self._key).digest()
+
+    def of_parts(self, parts: Iterable[Payload]) -> bytes:
+        """Return the digest of *parts*, one after the other."""
+        hasher = blake3() if self._key is None else blake3(key=self._key)
+        for part in parts:
+            hasher.update(part)
+        return hasher.digest()
 
     def matches(self, payload: Payload, digest: bytes) -> bool:
         """Return whether *digest* is that of *payload*."""

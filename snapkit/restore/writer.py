@@ -80,6 +80,7 @@ def write_image(
     producer: str = "snapkit",
     host_kernel: str | None = None,
     compress: bool = False,
+    absent_is_zero: bool = True,
     key: bytes | None = None,
     memory_path: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -89,14 +90,14 @@ def write_image(
 
     *facts* go into the manifest for people. With *key* all digests are keyed. With *memory_path* memory goes into that
     file, which must not exist (`memory_name` gives the usual name). *captured* is called as soon as guest memory is no
-    longer looked at, before the disk has it all: a paused guest may go on then.
+    longer looked at, before the disk has it all: a paused guest may go on then. *absent_is_zero* as for `Capture`.
 
     Raises ConfigError for what cannot be written so, HostError when the host fails; then *path* is as it was (or, when
     only the last step failed, the sync of its directory, whole and new) and nothing else is left behind.
     """
     target = os.fspath(path)
     digester = Digester(key)
-    capture = Capture(memory, digester, progress)
+    capture = Capture(memory, digester, progress, absent_is_zero=absent_is_zero)
     parts = _Parts(sections, facts or {}, digester, compress=compress)
     separate = None if memory_path is None else os.fspath(memory_path)
     preamble = Preamble(

@@ -18,14 +18,22 @@ class Loop:
     """epoll over fds, an eventfd that wakes it, and a heap of deadlines. Owns its own two fds only."""
 
     def __init__(self) -> None:
-        self._poll = host.epoll()
-        self._wake_fd = host.eventfd()
         self._watched: dict[int, tuple[int, Callable[[int], None]]] = {}
         self._posted: deque[Callback] = deque()
         self._timers: list[tuple[int, int, Callback]] = []
         self._timer_count = 0
         self._stopping = False
-        self.watch(self._wake_fd, host.EPOLLIN, lambda _events: self._drain())
+        self._poll = host.epoll()
+        try:
+            self._wake_fd = host.eventfd()
+        except BaseException:
+            self._poll.close()
+            raise
+        try:
+            self.watch(self._wake_fd, host.EPOLLIN, lambda _events: self._drain())
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -87,5 +95,9 @@ class Loop:
 
     def _drain(self) -> None:
         host.eventfd_take(self._wake_fd)
-        while self._posted and not self._stopping:
+        for _ in range(len(self._posted)):  # what these post waits for the fds to have had their turn
+            if self._stopping:
+                break
             self._posted.popleft()()
+        if self._posted:
+            host.eventfd_signal(self._wake_fd)  # the count was taken; the next step, or the next `run`, goes on

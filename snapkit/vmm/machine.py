@@ -108,7 +108,7 @@ class RunState(StrEnum):
 
 
 class Vcpu:
-    """A vCPU: its thread and its state in KVM, every access of which runs on that thread."""
+    """A vCPU: its thread and its state in KVM, which is only touched through `VcpuThread.post` and `call`."""
 
     def __init__(self, thread: VcpuThread, state: X86Vcpu) -> None:
         self.thread, self.state = thread, state
@@ -164,7 +164,7 @@ class Machine:
                 tsc_khz=0,
             )
         )
-        memory = GuestMemory(regions)
+        memory = self._memory = GuestMemory(regions)
         self._use_memory(memory)
         entry = platform.load_guest(memory, config.vcpus, config.kernel, config.initrd, config.cmdline)
         for kind in platform.CHIPS:
@@ -279,9 +279,18 @@ class Machine:
             self._chips[section].load()
 
     def activate(self) -> None:
-        """Let devices drive their level-triggered pins, and connect the console to the loop."""
-        for device in self._devices.values():
-            device.resync()
+        """Let devices drive their level-triggered pins, make vCPU threads, connect the console to the loop."""
+        with ExitStack() as undo:
+            undo.callback(self.deactivate)
+            for device in self._devices.values():
+                device.resync()
+            for vcpu in self._vcpus.values():
+                vcpu.thread.start()
+            self._attach_console()
+            undo.pop_all()
+        self.run_state = RunState.PAUSED
+
+    def _attach_console(self) -> None:
         serial = self._devices[SERIAL]
         if isinstance(serial, Serial16550):
             lock = self._need_vm().lock
@@ -301,12 +310,15 @@ class Machine:
                 lost=lambda detail: self.request_stop(Stop(Reason.CONSOLE_LOST, detail)),
                 quit_asked=lambda: self.request_stop(Stop(Reason.INTERRUPTED, "Ctrl-A x")),
             )
-        self.run_state = RunState.PAUSED
 
     def deactivate(self) -> None:
-        """Disconnect the console."""
+        """Disconnect the console and end vCPU threads."""
         self.run_state = RunState.BUILDING
-        self.console.detach()
+        try:
+            self.console.detach()
+        finally:
+            for vcpu in self._vcpus.values():
+                vcpu.thread.stop()
 
     # Running
 
@@ -334,6 +346,8 @@ class Machine:
             job.wait()
         self._was_paused = True
         self.run_state = RunState.PAUSED
+        for chip in self._chips.values():
+            chip.stop_clock()
 
     def run(self) -> Stop:
         """Serve the loop until the machine stops; returns why."""

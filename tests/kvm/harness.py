@@ -156,6 +156,7 @@ class Census:
             real_munmap(address, length)
             assert self._mapped.pop(address) == length
 
+        self._munmap = real_munmap
         monkeypatch.setattr(host, "mmap", mmap)
         monkeypatch.setattr(host, "munmap", munmap)
         self.start = self.take()
@@ -180,6 +181,11 @@ class Census:
             assert any(first <= address < last for first, last in spans), hex(address)
         return tuple(sorted(self._mapped.items()))
 
+    def unmap_rest(self) -> None:
+        """Unmap what is still mapped since the start."""
+        for address in set(self._mapped) - {address for address, _ in self.start.ram}:
+            self._munmap(Hva(address), self._mapped.pop(address))
+
     def check(self, context: object = "") -> None:
         """Assert that all is as it was at the start."""
         now = self.take()
@@ -190,8 +196,8 @@ def spoiled(at: int, *, forever: bool = False, errno: int = 5) -> tuple[Callable
     """Return a fault hook that fails call number *at* (and with *forever* all that follow), and the calls it saw."""
     seen: list[str] = []
 
-    def hook(call: str, _arguments: tuple[object, ...]) -> None:
-        seen.append(call)
+    def hook(call: str, arguments: tuple[object, ...]) -> None:
+        seen.append(f"{call}({', '.join(map(repr, arguments))})" if isinstance(next(iter(arguments), 0), str) else call)
         if len(seen) == at + 1 or (forever and len(seen) > at):
             raise OSError(errno, "injected")
 

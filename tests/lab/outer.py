@@ -40,6 +40,17 @@ STALE_S = 24 * 3600.0  # a run's folder untouched for so long has no run any mor
 
 _MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "kvm-amd")
 _ROOT = "trans=virtio,version=9p2000.L,msize=262144"
+_KERNEL_OPTIONS = " ".join(
+    (
+        "console=ttyS0 loglevel=5 panic=-1",
+        "mitigations=off cryptomgr.notests",  # seconds
+        # The emulated TSC is the host's and the same on all CPUs; Linux doubts it and would read the HPET, an exit each time.
+        "tsc=reliable",
+        # One boot in some fifty stopped with a CPU that never left the nested guest. It shall end, with its story on the
+        # console, rather than hang.
+        "watchdog_thresh=30 softlockup_panic=1 softlockup_all_cpu_backtrace=1",
+    )
+)
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -234,7 +245,7 @@ class Outer:
     def console_tail(self) -> str:
         """Give the end of the machine's own console."""
         with contextlib.suppress(FileNotFoundError):
-            return "--- console of the outer machine\n" + tail(self.console.read_bytes().decode(errors="replace"))
+            return "--- console of the outer machine\n" + tail(self.console.read_bytes().decode(errors="replace"), 150)
         return "the outer machine has printed nothing"
 
     # Boot
@@ -269,10 +280,7 @@ class Outer:
         command += ["-smp", str(self._cpus), "-m", str(self._memory_mib)]
         command += ["-nodefaults", "-display", "none", "-no-reboot", "-serial", f"file:{_escaped(self.console)}"]
         command += ["-kernel", str(kernel.bzimage), "-initrd", str(initrd)]
-        command += [
-            "-append",
-            "console=ttyS0 panic=-1 loglevel=5 mitigations=off cryptomgr.notests tsc=reliable softlockup_all_cpu_backtrace=1",
-        ]
+        command += ["-append", _KERNEL_OPTIONS]
         for tag, (path, mode) in folders.items():
             options = f"local,path={_escaped(path)},mount_tag={tag},security_model=none,{mode}multidevs=remap"
             command += ["-virtfs", options]

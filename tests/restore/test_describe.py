@@ -57,7 +57,7 @@ def test_of_a_newer_container_the_first_64_bytes_are_described(tmp_path):
     said = Image.describe(tmp_path / "a.snap")
     assert said.identity.release == "9.9.9"
     assert said.identity.architecture == 62
-    assert said.preamble is said.manifest is None
+    assert (said.preamble, said.manifest) == (None, None)
     assert "written by a newer release (9.9.9): container version 7" in said.remarks[0]
     assert said.remarks[-1] == "not authenticated"
 

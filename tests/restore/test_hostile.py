@@ -33,16 +33,21 @@ def path(tmp_path: Path) -> Path:
 
 def _refused(path: Path | str, reason: str | None = None) -> str:
     """Open and read all of *path*, which must be refused; returns the words."""
-    with pytest.raises(ImageError, match=reason) as caught, Image.open(path) as image:
-        image.sections()
-        if findings := image.verify():
-            raise ImageError("verify", findings=findings)
+    with pytest.raises(ImageError, match=reason) as caught:
+        _read_all(path)
     text = str(caught.value)
-    assert str(path) in text or text.startswith("verify")
+    assert str(path) in text
     return text
 
 
-def _flips(path: Path, offsets: range, masks: tuple[int, ...] = tuple(1 << bit for bit in range(8))) -> int:
+def _read_all(path: Path | str) -> None:
+    with Image.open(path) as image:
+        image.sections()
+        if findings := image.verify():
+            raise ImageError(f"{path}: damaged", findings=findings)
+
+
+def _flips(path: Path, offsets: range, masks: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)) -> int:
     """Refuse *path* with every bit of *offsets* flipped, one at a time; returns how many there were."""
     content = path.read_bytes()
     with path.open("r+b", buffering=0) as file:
@@ -270,14 +275,14 @@ def test_every_field_of_the_chunk_table_is_checked(path, at, value, reason):
     _refused(Forge(table=change).write(path), reason)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None)
 @given(
     raw=st.lists(st.booleans(), min_size=1, max_size=40),
     chunk=st.integers(0, 39),
     byte=st.integers(0, 15),
     mask=st.integers(1, 255),
 )
-def test_no_other_chunk_table_is_taken_for_the_same_memory(tmp_path_factory, raw, chunk, byte, mask):
+def test_no_other_chunk_table_is_taken_for_the_same_memory(raw, chunk, byte, mask):
     from snapkit.restore.chunks import HOLE_ENTRY, ChunkTable, pack_entry
     from snapkit.restore.manifest import Region
 
@@ -296,7 +301,7 @@ def test_no_other_chunk_table_is_taken_for_the_same_memory(tmp_path_factory, raw
         ChunkTable(bytes(table), regions, **place)
 
 
-def test_offsets_that_wrap_around_are_no_order(path):
+def test_offsets_that_wrap_around_are_no_order():
     from snapkit.restore.chunks import ChunkTable, pack_entry
     from snapkit.restore.manifest import Region
 
@@ -305,8 +310,8 @@ def test_offsets_that_wrap_around_are_no_order(path):
         ChunkTable(table, [Region(0, 2 * CHUNK)], memory_offset=65536, memory_len=2 * CHUNK)
 
 
-def _compressed(payload: bytes, **options: bool) -> bytes:
-    return zstandard.ZstdCompressor(**options).compress(payload)
+def _compressed(payload: bytes, *, sized: bool = True) -> bytes:
+    return zstandard.ZstdCompressor(write_content_size=sized).compress(payload)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +320,7 @@ def _compressed(payload: bytes, **options: bool) -> bytes:
         (_compressed(bytes(64 << 20)), 100, "decompresses to 67108864 bytes, must be 100"),
         (_compressed(bytes(64 << 20)), 64 << 20, "at most"),
         (_compressed(bytes(16 << 20)), 16 << 20, "machine allows 4096"),
-        (_compressed(MACHINE.payload, write_content_size=False), len(MACHINE.payload), "decompress"),
+        (_compressed(MACHINE.payload, sized=False), len(MACHINE.payload), "decompress"),
         (_compressed(MACHINE.payload) + b"\0", len(MACHINE.payload), "decompress"),
         (_compressed(MACHINE.payload) * 2, len(MACHINE.payload), "decompress"),
         (_compressed(MACHINE.payload)[:-1], len(MACHINE.payload), "decompress"),
@@ -436,8 +441,10 @@ def test_any_field_of_the_preamble_with_any_value_is_refused_or_harmless(path, n
     size = struct.calcsize("<" + code)
     value = data.draw(st.binary(max_size=min(size, 64)) if code.endswith("s") else st.integers(0, (1 << 8 * size) - 1))
     Forge(chunks=[b"\x55" * CHUNK], preamble={name: value}).write(path)
+    refused = ""
     try:
         with Image.open(path) as image:
-            assert image.memory.read(0, 4) == b"\x55" * 4
+            content = image.memory.read(0, 4)
     except ImageError as error:
-        assert str(path) in str(error)
+        refused = str(error)
+    assert str(path) in refused or content == b"\x55" * 4

@@ -14,6 +14,7 @@ from snapkit.vmm.loop import Loop
 
 HIGH_WATER = 64 << 10
 _WRITE_LEN = 4096  # what a pipe that polls writable takes without blocking
+_PATIENCE_MS = 2000  # for a reader that is there but does not read: a stop must not wait for it
 _ESCAPE, _QUIT = 0x01, ord("x")  # Ctrl-A x
 
 
@@ -98,8 +99,13 @@ class Console:
         self._loop, self._input, self._room_again, self._lost = loop, receive, room_again, lost
         self._quit = quit_asked
         if self._in_fd is not None:
-            self._stack.enter_context(host.raw_terminal(self._in_fd))
-            self._watch_input()
+            try:
+                self._stack.enter_context(host.raw_terminal(self._in_fd))
+                self._watch_input()
+            except BaseException:
+                self._stack.close()
+                self._loop = None
+                raise
         if self._pending:
             loop.post(self._flush)
 
@@ -125,12 +131,13 @@ class Console:
                 self._out_fd = None
 
     def drain(self) -> None:
-        """Write all pending output now; blocks until the other end has taken it. A lost end loses the rest."""
+        """Write all pending output now. What the other end does not begin to take in time stays pending."""
         self._flush_posted = False
         while self._pending and self._out_fd is not None:
-            chunk = bytes(self._pending[:_WRITE_LEN])
             try:
-                done = host.write(self._out_fd, chunk)
+                if not host.wait_writable(self._out_fd, _PATIENCE_MS):
+                    return
+                done = host.write(self._out_fd, bytes(self._pending[:_WRITE_LEN]))
             except HostError as error:
                 self._lose(error)
                 return
@@ -163,7 +170,6 @@ class Console:
         try:
             done = host.write(fd, bytes(self._pending[:_WRITE_LEN]))
         except HostError as error:
-            loop.unwatch(fd)
             self._lose(error)
             return
         del self._pending[:done]
@@ -179,7 +185,11 @@ class Console:
 
     def _lose(self, error: HostError) -> None:
         self._pending.clear()
-        self._out_fd = None
+        fd, self._out_fd = self._out_fd, None
+        if fd is not None and self._loop is not None:
+            self._loop.unwatch(fd)
+        if fd is not None and self._owned:
+            host.close(fd)
         if self._lost is not None:
             self._lost(f"console lost: {error}")
 

@@ -19,10 +19,13 @@ class Kvm:
         if not host.exists(path):
             raise IncompatibleHost(f"{path} is not there: this host has no KVM, or its module is not loaded")
         self.fd = host.open_fd(path, os.O_RDWR)
-        version = abi.call(self.fd, abi.KVM_GET_API_VERSION)
-        if version != abi.KVM_API_VERSION:
+        try:
+            version = abi.call(self.fd, abi.KVM_GET_API_VERSION)
+            if version != abi.KVM_API_VERSION:
+                raise IncompatibleHost(f"KVM API version is {version}, must be {abi.KVM_API_VERSION}")
+        except BaseException:
             self.close()
-            raise IncompatibleHost(f"KVM API version is {version}, must be {abi.KVM_API_VERSION}")
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -42,7 +45,8 @@ class Kvm:
 
     def create_vm(self) -> VmFd:
         """Create a VM of the default type."""
-        return VmFd(abi.call(self.fd, abi.KVM_CREATE_VM), self.vcpu_mmap_length())
+        mmap_length = self.vcpu_mmap_length()  # first: once there is a VM, nothing may fail before it has an owner
+        return VmFd(abi.call(self.fd, abi.KVM_CREATE_VM), mmap_length)
 
     def vcpu_mmap_length(self) -> int:
         """Return the length of a vCPU's kvm_run mapping in bytes."""

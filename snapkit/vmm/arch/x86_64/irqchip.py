@@ -13,6 +13,8 @@ from snapkit.state.kvm_clock import KvmClockState
 from snapkit.state.pit import PitState
 from snapkit.vmm.kvm.vm import VmFd
 
+_MODE_WITHOUT_TIMER = 5  # a mode of channel 0 for which KVM sets no timer (pit_load_count in arch/x86/kvm/i8254.c)
+
 
 class Irqchip:
     """PIC master, PIC slave, IOAPIC."""
@@ -36,12 +38,18 @@ class Irqchip:
     def start_clock(self) -> None:
         """Nothing here keeps time."""
 
+    def stop_clock(self) -> None:
+        """Nothing here keeps time."""
+
     def save(self) -> IrqchipState:
         return self._vm.get_irqchip()
 
 
 class Pit:
-    """The 8254."""
+    """The 8254. It stands still while the machine is paused: KVM's would go on, and raise its interrupt meanwhile.
+
+    KVM restarts every channel when the PIT is written, so each pause sets a running period back to its beginning.
+    """
 
     kind = "pit"
 
@@ -54,16 +62,25 @@ class Pit:
         return cls(args, checked(state))
 
     def load(self) -> None:
-        """Write the held state into KVM, once."""
-        state, self._pending = self._pending, None
-        if state is not None:
-            self._vm.set_pit(state)
+        """Nothing is written before the machine runs: it would tick at once."""
 
     def start_clock(self) -> None:
-        """KVM started it when it was loaded."""
+        """Let it go on from the held state."""
+        if self._pending is not None:
+            self._vm.set_pit(self._pending)
+            self._pending = None
+
+    def stop_clock(self) -> None:
+        """Hold its state, and have KVM run none of it."""
+        if self._pending is None:
+            state = self._vm.get_pit()
+            quiet = checked(state)
+            quiet.channels[0].mode = _MODE_WITHOUT_TIMER
+            self._vm.set_pit(quiet)
+            self._pending = state
 
     def save(self) -> PitState:
-        return self._vm.get_pit()
+        return self._vm.get_pit() if self._pending is None else checked(self._pending)
 
 
 class KvmClock:
@@ -84,12 +101,15 @@ class KvmClock:
 
     def start_clock(self) -> None:
         """Let the guest's time go on from where it was saved; once, at the first resume."""
-        state, self._pending = self._pending, None
-        if state is not None:
-            self._vm.set_clock_ns(state.clock_ns)
+        if self._pending is not None:
+            self._vm.set_clock_ns(self._pending.clock_ns)
+            self._pending = None
+
+    def stop_clock(self) -> None:
+        """It goes on while the machine is paused: the guest's time follows the host's."""
 
     def save(self) -> KvmClockState:
         """Read the clock; one that was not started yet is given back as it was."""
         if self._pending is not None:
-            return self._pending
+            return checked(self._pending)
         return KvmClockState(clock_ns=self._vm.get_clock_ns(), realtime_ns=host.realtime_ns())

@@ -79,8 +79,9 @@ class X86Vcpu:
 
     def start_clock(self) -> None:
         """Set the counter going from where the state left it; once, at the first resume."""
-        held, self._held_clock = self._held_clock, {}
+        held = self._held_clock
         self._fd.set_msrs([Msr(index=index, data=held[index]) for index in CLOCK_MSRS if index in held])
+        self._held_clock = {}
 
     def save(self) -> VcpuState:
         """Read everything out of KVM; a clock that was not started yet is given back as it was."""

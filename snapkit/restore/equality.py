@@ -1,0 +1,180 @@
+"""When two saves of one machine are equal: byte for byte, but for the clocks that nobody can hold.
+
+A save, a restore of it up to *load*, and a second save; or two saves of one paused machine: every section has the same
+bytes, except the fields of `CLOCKS`. Each of these must have advanced, and by no more than the host time that passed;
+whoever compares measures that around both saves. Pure: a comparison of States, usable wherever two saves meet.
+
+The PIT has no entry: it stands still while a machine is paused or not running yet, ages of its channels included.
+Source: Documentation/virt/kvm/api.rst (KVM_GET_CLOCK), Intel SDM volume 3 (APIC timer, time-stamp counter).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+
+from snapkit.errors import Finding
+from snapkit.state.codec import checked, encode
+from snapkit.state.kvm_clock import KvmClockState
+from snapkit.state.schema import SectionId, State
+from snapkit.state.spec import lapic
+from snapkit.state.vcpu_x86_64 import Msr, VcpuState
+
+IA32_TSC, IA32_TSC_DEADLINE = 0x10, 0x6E0
+_U64 = (1 << 64) - 1
+_WORD_LEN = 4
+
+
+class Elapsed(NamedTuple):
+    """Host time between the beginning of the first save (or load) and the end of the second: *ns*, *tsc* cycles."""
+
+    ns: int
+    tsc: int
+
+
+class Reading(NamedTuple):
+    """A clock field of one section before and after: how far it went, how far it may have gone, in its own unit."""
+
+    path: str
+    advance: int
+    allowed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """A field that may differ between equal saves. *take* reads it off both states and makes the second's the first's."""
+
+    kind: str
+    field: str
+    reason: str
+    take: Callable[[Any, Any, Elapsed], Iterator[Reading]]
+
+
+def elapsed(ns: int, *, tsc_khz: int) -> Elapsed:
+    """Return *ns* of host time with the cycles of a counter of *tsc_khz* in it, rounded up."""
+    return Elapsed(ns, -(-ns * tsc_khz // 1_000_000))
+
+
+def _msr(index: int) -> Callable[[VcpuState, VcpuState, Elapsed], Iterator[Reading]]:
+    def take(before: VcpuState, after: VcpuState, passed: Elapsed) -> Iterator[Reading]:
+        for number, (old, new) in enumerate(zip(before.msrs, after.msrs, strict=False)):
+            if old.index == new.index == index:
+                yield Reading(f"msrs[{number}].data", new.data - old.data & _U64, passed.tsc)
+                after.msrs[number] = Msr(index=index, data=old.data)
+
+    return take
+
+
+def _timer_count(before: VcpuState, after: VcpuState, passed: Elapsed) -> Iterator[Reading]:
+    """It counts down; a periodic one begins again at the initial count, any number of times."""
+    initial, divide, timer = (_word(before.lapic, at) for at in (lapic.TMICT, lapic.TDCR, lapic.LVT_TIMER))
+    old, new = (_word(state.lapic, lapic.TMCCT) for state in (before, after))
+    if old == new or not initial:
+        return
+    gone = old - new
+    if timer >> 17 & 3 == lapic.TIMER_PERIODIC:
+        gone %= initial
+    counts_ns = 1 << ((divide & 3 | divide >> 1 & 4) + 1 & 7)  # KVM's APIC bus runs at 1 GHz
+    yield Reading("lapic", gone if gone >= 0 else _U64, passed.ns // counts_ns + 1)
+    page = bytearray(after.lapic)
+    page[lapic.TMCCT : lapic.TMCCT + _WORD_LEN] = old.to_bytes(_WORD_LEN, "little")
+    after.lapic = bytes(page)
+
+
+def _word(page: bytes, at: int) -> int:
+    return int.from_bytes(page[at : at + _WORD_LEN], "little")
+
+
+def _nanoseconds(name: str) -> Callable[[KvmClockState, KvmClockState, Elapsed], Iterator[Reading]]:
+    def take(before: KvmClockState, after: KvmClockState, passed: Elapsed) -> Iterator[Reading]:
+        old, new = getattr(before, name), getattr(after, name)
+        yield Reading(name, new - old & _U64, passed.ns)
+        setattr(after, name, old)
+
+    return take
+
+
+CLOCKS = (
+    Clock(
+        "vcpu-x86-64",
+        "msrs IA32_TSC",
+        "the counter cannot be stopped; one that was loaded but not started yet is given back exactly",
+        _msr(IA32_TSC),
+    ),
+    Clock(
+        "vcpu-x86-64",
+        "msrs IA32_TSC_DEADLINE",
+        "a deadline that had passed, or is off, is saved as the counter's own value, so that it fires at once",
+        _msr(IA32_TSC_DEADLINE),
+    ),
+    Clock(
+        "vcpu-x86-64",
+        "lapic current count of the timer",
+        "KVM starts the timer when the local APIC is written, and lets it run while the machine is paused",
+        _timer_count,
+    ),
+    Clock(
+        "kvm-clock",
+        "clock_ns",
+        "the guest's time follows the host's while the machine is paused",
+        _nanoseconds("clock_ns"),
+    ),
+    Clock(
+        "kvm-clock",
+        "realtime_ns",
+        "the host's wall clock at the save",
+        _nanoseconds("realtime_ns"),
+    ),
+)
+"""All that may differ between equal saves."""
+
+
+def differences(before: Mapping[SectionId, State], after: Mapping[SectionId, State], passed: Elapsed) -> list[Finding]:
+    """Return every way in which the second save is not equal to the first; empty when they are equal."""
+    findings = [
+        Finding(str(section), "", "there" if section in after else "absent", "as in the first save", "equal.sections")
+        for section in sorted(set(before) ^ set(after))
+    ]
+    for section in before:
+        if section in after:
+            findings += _compare(section, before[section], checked(after[section]), passed)
+    return findings
+
+
+def _compare(section: SectionId, before: State, after: State, passed: Elapsed) -> Iterator[Finding]:
+    if type(before) is not type(after):
+        yield Finding(str(section), "", type(after).__name__, type(before).__name__, "equal.sections")
+        return
+    for clock in CLOCKS:
+        if clock.kind != section.kind:
+            continue
+        for reading in clock.take(before, after, passed):
+            if reading.advance > reading.allowed:
+                got = "gone back" if reading.advance > _U64 >> 1 else f"{reading.advance} later"
+                yield Finding(str(section), reading.path, got, f"at most {reading.allowed} later", "equal.clocks")
+    if encode(before) != encode(after):
+        old, new = (msgspec.to_builtins(state, builtin_types=(bytes,)) for state in (before, after))
+        for path, was, now in _walk(old, new, ""):
+            yield Finding(str(section), path, now, was, "equal.bytes")
+
+
+def _walk(before: Any, after: Any, path: str) -> Iterator[tuple[str, str, str]]:
+    """Yield (path, before, after) of every leaf that differs, as a person reads it."""
+    if isinstance(before, dict) and isinstance(after, dict) and before.keys() == after.keys():
+        for name in before:
+            yield from _walk(before[name], after[name], f"{path}.{name}".removeprefix("."))
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for index, (old, new) in enumerate(zip(before, after, strict=True)):
+            yield from _walk(old, new, f"{path}[{index}]")
+    elif isinstance(before, bytes) and isinstance(after, bytes) and len(before) == len(after):
+        for at, (old, new) in enumerate(zip(before, after, strict=True)):
+            if old != new:
+                yield f"{path}[{at}]", f"{old:#04x}", f"{new:#04x}"
+    elif before != after:
+        yield path, _shown(before), _shown(after)
+
+
+def _shown(value: Any) -> str:
+    text = hex(value) if type(value) is int else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
