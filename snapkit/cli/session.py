@@ -37,6 +37,7 @@ class Session:
     report: dict[str, Any] = field(default_factory=dict)
     ended: Reason | None = None
     _machine: Machine | None = None
+    _signal: Stop | None = None
 
     def run(self, build: Callable[[Loop, Console], Machine]) -> int:
         """Build the machine, run it, tell how it ended; returns the exit code."""
@@ -53,6 +54,8 @@ class Session:
             )
             machine = self._machine = stack.enter_context(build(loop, console))
             stop = machine.run()
+        if stop.reason is Reason.RESET and self._signal is not None:
+            stop = self._signal  # it came while the machine was closed: there must be no second boot
         self.ended = stop.reason
         self._tell(stop)
         return stop.exit_code
@@ -72,6 +75,7 @@ class Session:
             host.SIGTERM: Stop(Reason.STOPPED, "SIGTERM"),
             host.SIGHUP: Stop(Reason.CONSOLE_LOST, "SIGHUP"),
         }[number]
+        self._signal = stop
         loop.post(lambda: self._stop(loop, stop))
 
     def _stop(self, loop: Loop, stop: Stop) -> None:

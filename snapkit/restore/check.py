@@ -59,10 +59,10 @@ def vcpu_lists_unique(sections: Sections, _pages: Pages) -> Findings:
     for section, state in sections.items():
         if not isinstance(state, VcpuState):
             continue
-        indices = [msr.index for msr in state.msrs]
-        leaves = [(entry.function, entry.index) for entry in state.cpuid]
-        for path, items in (("msrs", indices), ("cpuid", leaves)):
-            if len(set(items)) != len(items):
+        indices = {msr.index for msr in state.msrs}
+        leaves = {entry.function << 32 | entry.index for entry in state.cpuid}
+        for path, items, distinct in (("msrs", state.msrs, indices), ("cpuid", state.cpuid, leaves)):
+            if len(distinct) != len(items):
                 yield Finding(str(section), path, "a list with an entry twice", "free of repetitions", "vcpus.unique")
 
 

@@ -98,11 +98,14 @@ class Image:
         Raises ImageError naming the section.
         """
         with naming(self.path):
-            what = f"section {entry.path}"
-            stored = self._source.read(entry.offset, entry.stored_length, what)
-            if not self._digester.matches(stored, bytes.fromhex(entry.digest)):
-                raise ImageError(f"{what} does not match its digest: damaged")
-            return stored if entry.codec == "raw" else _decompress(stored, entry.length, what)
+            return self._payload(entry)
+
+    def _payload(self, entry: SectionEntry) -> bytes:
+        what = f"section {entry.path}"
+        stored = self._source.read(entry.offset, entry.stored_length, what)
+        if not self._digester.matches(stored, bytes.fromhex(entry.digest)):
+            raise ImageError(f"{what} does not match its digest: damaged")
+        return stored if entry.codec == "raw" else _decompress(stored, entry.length, what)
 
     def sections(self) -> Sections:
         """Decode every section into a State of the version that it is stored in.
@@ -133,7 +136,7 @@ class Image:
                         f"section {entry.path} has {entry.length} bytes, {entry.kind} allows {schema.max_len}"
                     )
                 states[SectionId(entry.kind, entry.instance)] = codec.decode(
-                    schema, self.payload(entry), where=entry.path
+                    schema, self._payload(entry), where=entry.path
                 )
         return Sections(states, dropped)
 

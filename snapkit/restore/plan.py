@@ -65,9 +65,9 @@ def plan(sections: Mapping[SectionId, State], pages: Pages, *, paused: bool = Fa
 
 def _ordered(parts: list[SectionId], order: tuple[tuple[str, str], ...], *, rest: bool) -> list[SectionId]:
     """Return *parts* sorted by the place of their kind in *order*; those not in it last, or not at all."""
-    places = {kind: place for place, (kind, _reason) in enumerate(order)}
-    listed = sorted((part for part in parts if part.kind in places), key=lambda part: places[part.kind])
-    return listed + [part for part in parts if rest and part.kind not in places]
+    kinds = [kind for kind, _reason in order]
+    listed = [part for kind in kinds for part in parts if part.kind == kind]
+    return listed + [part for part in parts if rest and part.kind not in kinds]
 
 
 def _construct(section: SectionId, state: State) -> Step[Target]:

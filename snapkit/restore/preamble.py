@@ -85,6 +85,7 @@ _preamble = struct.Struct("<" + "".join(field.code for field in PREAMBLE))
 _memory_header = struct.Struct("<" + "".join(field.code for field in MEMORY_HEADER))
 _identity = struct.Struct("<" + "".join(field.code for field in PREAMBLE if field.offset < IDENTITY_LEN))
 _PREAMBLE_NAMES = [field.name for field in PREAMBLE]
+_PREAMBLE_ZEROS = [place for place, field in enumerate(PREAMBLE) if not field.name]
 _IDENTITY_NAMES = [field.name for field in PREAMBLE if field.offset < IDENTITY_LEN]
 _TEXTS = ("release", "producer", "host_kernel")
 
@@ -201,13 +202,11 @@ def unpack_preamble(head: bytes, digester: Digester | None) -> Preamble:
             memoryview(head)[: PREAMBLE_LEN - DIGEST_LEN], head[-DIGEST_LEN + PREAMBLE_LEN : PREAMBLE_LEN]
         ):
             _refuse("its preamble does not match its digest: damaged" + (", or another key" if digester.keyed else ""))
-    values: dict[str, Any] = {}
-    for name, value in zip(_PREAMBLE_NAMES, _preamble.unpack_from(head), strict=True):
-        if name:
-            values[name] = value
-        elif value.strip(b"\0"):
-            _refuse("its preamble has bytes that are not zero where nothing is defined")
-    for name in ("magic", "digest"):
+    row = _preamble.unpack_from(head)
+    if any(row[place] != bytes(len(row[place])) for place in _PREAMBLE_ZEROS):
+        _refuse("its preamble has bytes that are not zero where nothing is defined")
+    values: dict[str, Any] = dict(zip(_PREAMBLE_NAMES, row, strict=True))
+    for name in ("magic", "digest", ""):
         del values[name]
     for name in _TEXTS:
         values[name] = _text(values[name], name)

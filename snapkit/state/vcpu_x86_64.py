@@ -98,14 +98,14 @@ class Debugregs(State):
     flags: U64
 
 
-class Msr(State):
+class Msr(State, gc=False):
     """One model-specific register."""
 
     index: Annotated[U32, named(MSRS)]
     data: U64
 
 
-class CpuidEntry(State):
+class CpuidEntry(State, gc=False):
     """struct kvm_cpuid_entry2: *flags* bit 0 says that *index* counts."""
 
     function: U32

@@ -279,14 +279,14 @@ class Machine:
             self._chips[section].load()
 
     def activate(self) -> None:
-        """Let devices drive their level-triggered pins, make vCPU threads, connect the console to the loop."""
+        """Let devices drive their level-triggered pins, connect the console to the loop, make vCPU threads."""
         with ExitStack() as undo:
             undo.callback(self.deactivate)
             for device in self._devices.values():
                 device.resync()
+            self._attach_console()
             for vcpu in self._vcpus.values():
                 vcpu.thread.start()
-            self._attach_console()
             undo.pop_all()
         self.run_state = RunState.PAUSED
 

@@ -40,16 +40,12 @@ STALE_S = 24 * 3600.0  # a run's folder untouched for so long has no run any mor
 
 _MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "kvm-amd")
 _ROOT = "trans=virtio,version=9p2000.L,msize=262144"
-_KERNEL_OPTIONS = " ".join(
-    (
-        "console=ttyS0 loglevel=5 panic=-1",
-        "mitigations=off cryptomgr.notests",  # seconds
-        # The emulated TSC is the host's and the same on all CPUs; Linux doubts it and would read the HPET, an exit each time.
-        "tsc=reliable",
-        # One boot in some fifty stopped with a CPU that never left the nested guest. It shall end, with its story on the
-        # console, rather than hang.
-        "watchdog_thresh=30 softlockup_panic=1 softlockup_all_cpu_backtrace=1",
-    )
+# tsc=reliable: the emulated TSC is the host's, one for all CPUs; Linux doubts it and would read the HPET instead, an exit
+# each time. Soft lockups: one nested boot in about a hundred stopped with a CPU in KVM for good; better a machine that ends with
+# its story on the console than one that hangs.
+_KERNEL_OPTIONS = (
+    "console=ttyS0 loglevel=5 panic=-1 mitigations=off cryptomgr.notests tsc=reliable "
+    "watchdog_thresh=30 softlockup_panic=1 softlockup_all_cpu_backtrace=1"
 )
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

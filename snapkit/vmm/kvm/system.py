@@ -1,10 +1,11 @@
 """/dev/kvm itself."""
 
+import errno
 import os
 from typing import Self
 
 from snapkit import host
-from snapkit.errors import IncompatibleHost
+from snapkit.errors import HostError, IncompatibleHost
 from snapkit.state.vcpu_x86_64 import CpuidEntry
 from snapkit.vmm.kvm import abi, abi_x86
 from snapkit.vmm.kvm.vm import VmFd
@@ -16,9 +17,12 @@ class Kvm:
     """The system fd: what this host's KVM can do, and the maker of VMs."""
 
     def __init__(self, path: str = KVM_PATH) -> None:
-        if not host.exists(path):
-            raise IncompatibleHost(f"{path} is not there: this host has no KVM, or its module is not loaded")
-        self.fd = host.open_fd(path, os.O_RDWR)
+        try:
+            self.fd = host.open_fd(path, os.O_RDWR)
+        except HostError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            raise IncompatibleHost(f"{path} is not there: this host has no KVM, or its module is not loaded") from error
         try:
             version = abi.call(self.fd, abi.KVM_GET_API_VERSION)
             if version != abi.KVM_API_VERSION:

@@ -3,7 +3,8 @@
 KVM_GET_MSR_INDEX_LIST leaves out the memory-type range registers, the machine-check banks, and a few that it reads
 and writes all the same. Whether one of those is state of *this* vCPU is found by reading it and writing it back: what
 KVM reads but refuses (IA32_XSS of a guest without XSAVES) can never have changed. Read-only MSRs (MTRRcap, MCG_CAP) are
-no state either: they say what the CPU is, which creation fixes.
+no state either: they say what the CPU is, which creation fixes. Hyper-V's are none while CPUID does not offer Hyper-V:
+the guest gets a #GP from them (kvm_hv_set_msr_common), though KVM lists them and counts time in two of them.
 Source: arch/x86/kvm/x86.c (msrs_to_save, emulated_msrs), arch/x86/kvm/mtrr.c.
 """
 
@@ -25,6 +26,8 @@ _MTRR = (
 )
 _MC0_CTL = 0x400
 _MCG_STATUS, _MCG_CTL = 0x17A, 0x17B
+_HYPERV = range(0x4000_0000, 0x4000_0200)
+_HYPERV_INTERFACE, _HV1 = 0x4000_0001, int.from_bytes(b"Hv#1", "little")
 _MCE, _MCA = 1 << 7, 1 << 14
 
 BASELINE = (
@@ -47,6 +50,7 @@ BASELINE = (
 
 def find_state(fd: VcpuFd, listed: list[int], cpuid: list[CpuidEntry]) -> list[int]:
     """Return every MSR that is state of a paused vCPU with *cpuid*; *listed* is KVM's own list."""
+    listed = [index for index in listed if index not in _HYPERV or _offers_hyperv(cpuid)]
     extra = [*_MTRR, SPEC_CTRL, _XSS]
     leaf1 = next((entry for entry in cpuid if entry.function == 1), CpuidEntry(function=1))
     if leaf1.edx & _MCE and leaf1.edx & _MCA:
@@ -54,6 +58,10 @@ def find_state(fd: VcpuFd, listed: list[int], cpuid: list[CpuidEntry]) -> list[i
         extra += [_MCG_STATUS, _MCG_CTL, *range(_MC0_CTL, _MC0_CTL + 4 * (mcg_cap.data & 0xFF))]
     omitted = [index for index in extra if index not in set(listed)]
     return _readable(fd, listed) + _writable(fd, _readable(fd, omitted))
+
+
+def _offers_hyperv(cpuid: list[CpuidEntry]) -> bool:
+    return any(entry.function == _HYPERV_INTERFACE and entry.eax == _HV1 for entry in cpuid)
 
 
 def find_baseline(fd: VcpuFd) -> list[int]:

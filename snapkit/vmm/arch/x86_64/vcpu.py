@@ -10,7 +10,6 @@ Source: Documentation/virt/kvm/api.rst, arch/x86/kvm/x86.c.
 from dataclasses import dataclass
 from typing import Self
 
-from snapkit.state.codec import checked
 from snapkit.state.vcpu_x86_64 import CpuidEntry, Msr, VcpuState
 from snapkit.vmm.arch.x86_64 import msrs
 from snapkit.vmm.arch.x86_64.entry import BootEntry
@@ -21,6 +20,7 @@ from snapkit.vmm.vm import Vm
 CLOCK_MSRS = (msrs.TSC, msrs.TSC_DEADLINE)
 """Written at the first resume, in this order: a deadline is compared with the counter when it is set."""
 
+_KVM_CLOCK_MSRS = (0x12, 0x4B564D01)  # MSR_KVM_SYSTEM_TIME and its successor; bit 0: the guest reads the clock there
 _LVT_LINT0, _LVT_LINT1 = 0x350, 0x360
 _DELIVERY_EXTINT, _DELIVERY_NMI = 0x700, 0x400
 _MISC_ENABLE, _FAST_STRING = 0x1A0, 1
@@ -51,8 +51,11 @@ class X86Vcpu:
 
     @classmethod
     def restore(cls, state: VcpuState, args: VcpuArgs) -> Self:
-        """Hold the checked state until `load`."""
-        return cls(state.id, args, checked(state))
+        """Hold *state*, which must have been checked, until `load`.
+
+        It is not copied, as it is only read: one more trip through the codec costs as much as loading all registers.
+        """
+        return cls(state.id, args, state)
 
     def load(self) -> None:
         """Write the held state into KVM, once, all but the clock."""
@@ -71,11 +74,13 @@ class X86Vcpu:
             fd.set_xcrs(state.xcrs)
         fd.set_debugregs(state.debugregs)
         fd.set_lapic(state.lapic)
-        fd.set_msrs([msr for msr in state.msrs if msr.index not in CLOCK_MSRS])
+        values = {msr.index: msr for msr in state.msrs}
+        self._msr_indices = list(values)
+        self._held_clock = {index: values.pop(index).data for index in CLOCK_MSRS if index in values}
+        fd.set_msrs(list(values.values()))
         fd.set_events(state.events)
-        fd.tell_paused()
-        self._held_clock = {msr.index: msr.data for msr in state.msrs if msr.index in CLOCK_MSRS}
-        self._msr_indices = [msr.index for msr in state.msrs]
+        if any(values[index].data & 1 for index in _KVM_CLOCK_MSRS if index in values):
+            fd.tell_paused()
 
     def start_clock(self) -> None:
         """Set the counter going from where the state left it; once, at the first resume."""

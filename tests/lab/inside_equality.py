@@ -1,0 +1,30 @@
+"""Runs inside the outer machine: restores the file that it is given up to *load*, saves again, and compares."""
+
+import sys
+
+from snapkit import host
+from snapkit.restore.equality import differences, elapsed
+from snapkit.restore.pipeline import Timeline, run_steps
+from snapkit.restore.restore import prepare
+from snapkit.vmm.backends.console import Console
+from snapkit.vmm.loop import Loop
+from snapkit.vmm.machine import Machine, RunState
+
+
+def main(path: str) -> int:
+    start_ns = host.monotonic_ns()
+    with prepare(path) as prepared, Loop() as loop, Machine(loop, Console(None)) as machine:
+        before = dict(prepared.sections)
+        steps = [step for step in prepared.steps if step.stage not in {"activate", "run"}]
+        run_steps(steps, machine, Timeline())
+        machine.run_state = RunState.PAUSED  # nothing was activated; only `save` looks at this
+        saves = [machine.save(), machine.save()]
+        khz = max(vcpu.thread.call(vcpu.state.tsc_khz) for vcpu in machine._vcpus.values())
+    passed = elapsed(host.monotonic_ns() - start_ns, tsc_khz=khz)
+    findings = [finding for after in saves for finding in differences(before, after, passed)]
+    print("\n".join(map(str, findings)) or "equal")
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

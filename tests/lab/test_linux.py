@@ -1,0 +1,187 @@
+"""An unmodified Debian kernel as snapkit's guest: boots, is snapshotted while it works, comes back from one file.
+
+The chain of runs is shared by the tests: `snapshot` boots by bzImage and is saved mid-work, `restored` is that file in a
+new process, `control` is the same work by the ELF kernel and never saved.
+"""
+
+import hashlib
+import re
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.lab import guest
+from tests.lab.guest import GuestFiles
+from tests.lab.outer import Outer, Result
+
+pytestmark = pytest.mark.lab
+
+BOOT_S, RESTORE_S = 600, 600  # ten times the usual
+COUNT, WORK, SNAPSHOT_AT = 24, 200, "W0 8 "
+PROBE = Path(__file__).parent / "inside_equality.py"
+
+ALLOWED_KERNEL_LINES = (
+    # An emulated host is slow enough that a timer interrupt may be, in any run.
+    r"hrtimer: interrupt took N ns",
+)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A run that ended in a snapshot: what it printed, and the file."""
+
+    result: Result
+    file: Path
+    digest: str
+
+
+def cmdline(scenario: str, **options: int | str) -> str:
+    words = [f"{name}={value}" for name, value in options.items()]
+    return " ".join(["console=ttyS0 quiet panic=-1", f"scenario={scenario}", *words])
+
+
+def boot(kernel: Path, files: GuestFiles, line: str, *options: str, vcpus: int = 2) -> list[str]:
+    base = ["boot", str(kernel), "--initrd", str(files.initrd), "--memory", "256M", "--vcpus", str(vcpus)]
+    return [*base, "--cmdline", line, *options]
+
+
+def digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def saved(outer: Outer, words: list[str], file: Path, when: str) -> Saved:
+    result = outer.run(outer.snapkit(*words, "--snapshot-when", when, "--snapshot-to", file), timeout=BOOT_S)
+    assert result.code == 0, result
+    return Saved(result, file, digest(file))
+
+
+def faults(console: str, *, vcpus: int = 2, count: int = COUNT, work: int = WORK) -> list[str]:
+    found = guest.count_lines(console)
+    missing = [f"no line of CPU {cpu}" for cpu in range(vcpus) if cpu not in found]
+    return missing + [fault for cpu in found for fault in guest.count_faults(found[cpu], last=count, work=work)]
+
+
+def numberless(lines: list[str]) -> set[str]:
+    return {re.sub(r"\d+", "N", line) for line in lines}
+
+
+@pytest.fixture(scope="module")
+def snapshot(outer: Outer, guest_files: GuestFiles) -> Saved:
+    words = boot(guest_files.bzimage, guest_files, cmdline("count", count=COUNT, work=WORK))
+    return saved(outer, words, outer.share / "first.snap", SNAPSHOT_AT)
+
+
+@pytest.fixture(scope="module")
+def restored(outer: Outer, snapshot: Saved) -> Result:
+    return outer.run(outer.snapkit("restore", snapshot.file), timeout=RESTORE_S)
+
+
+@pytest.fixture(scope="module")
+def control(outer: Outer, guest_files: GuestFiles) -> Result:
+    words = boot(guest_files.vmlinux, guest_files, cmdline("count", count=COUNT, work=WORK))
+    return outer.run(outer.snapkit(*words), timeout=BOOT_S)
+
+
+@pytest.mark.smoke
+def test_linux_saved_while_both_cpus_work_goes_on_in_a_new_process_with_no_line_lost(
+    snapshot: Saved, restored: Result
+) -> None:
+    before = guest.count_lines(snapshot.result.stdout)
+    assert set(before) == {0, 1}, snapshot.result
+    assert restored.code == 0, restored
+    assert faults(snapshot.result.stdout + restored.stdout) == []
+    assert restored.stdout.count("\nEND") == 1
+
+
+@pytest.mark.smoke
+def test_the_restored_guest_left_its_file_as_it_was(snapshot: Saved, restored: Result) -> None:
+    assert restored.code == 0, restored
+    assert digest(snapshot.file) == snapshot.digest
+
+
+def test_uptime_goes_on_from_the_snapshot_and_the_clock_stays_kvms(snapshot: Saved, restored: Result) -> None:
+    console = snapshot.result.stdout + restored.stdout
+    last = max(line.uptime_s for lines in guest.count_lines(snapshot.result.stdout).values() for line in lines)
+    end = float(guest.value(console, "UPTIME"))
+    assert last < end < last + restored.seconds + 1
+    assert guest.value(console, "CLOCKSOURCE") == "kvm-clock"
+
+
+def test_the_elf_kernel_boots_to_init_and_does_the_same_work(control: Result) -> None:
+    assert control.code == 0, control
+    assert "INIT " in control.stdout
+    assert faults(control.stdout) == []
+
+
+def test_after_the_mark_the_restored_kernel_says_nothing_that_an_unsaved_one_does_not(
+    snapshot: Saved, restored: Result, control: Result
+) -> None:
+    said = numberless(guest.kernel_log_after_mark(snapshot.result.stdout + restored.stdout))
+    usual = numberless(guest.kernel_log_after_mark(control.stdout))
+    assert said - usual - set(ALLOWED_KERNEL_LINES) == set()
+
+
+def test_three_machines_at_once_come_from_one_file(outer: Outer, snapshot: Saved) -> None:
+    jobs = [outer.start(outer.snapkit("restore", snapshot.file), timeout=RESTORE_S) for _ in range(3)]
+    for job in jobs:
+        result = job.wait()
+        assert result.code == 0, result
+        assert faults(snapshot.result.stdout + result.stdout) == []
+    assert digest(snapshot.file) == snapshot.digest
+
+
+def test_a_snapshot_of_a_restored_machine_restores_for_three_generations(outer: Outer, snapshot: Saved) -> None:
+    console, file = snapshot.result.stdout, snapshot.file
+    for generation, when in ((2, "W0 13 "), (3, "W0 18 ")):
+        child = saved(outer, ["restore", str(file)], outer.share / f"generation{generation}.snap", when)
+        console, file = console + child.result.stdout, child.file
+    result = outer.run(outer.snapkit("restore", file), timeout=RESTORE_S)
+    assert result.code == 0, result
+    assert faults(console + result.stdout) == []
+
+
+def test_two_saves_of_the_same_machine_are_equal(outer: Outer, snapshot: Saved) -> None:
+    result = outer.run([outer.snapkit()[0], PROBE, snapshot.file], timeout=RESTORE_S)
+    assert (result.code, result.stdout) == (0, "equal\n"), result
+
+
+def test_the_console_takes_input_before_and_after_a_restore(outer: Outer, guest_files: GuestFiles) -> None:
+    file = outer.share / "shell.snap"
+    words = boot(guest_files.bzimage, guest_files, cmdline("shell"))
+    asked = [*words, "--snapshot-when", "ECHO one", "--snapshot-to", str(file)]
+    job = outer.start(outer.snapkit(*asked), timeout=BOOT_S, keep_stdin=True)
+    job.expect("READY")
+    job.write(b"one\n")
+    assert job.wait().code == 0
+    job = outer.start(outer.snapkit("restore", file), timeout=RESTORE_S, keep_stdin=True)
+    job.write(b"two\n")
+    job.expect("ECHO two")
+    job.write(b"exit\n")
+    result = job.wait()
+    assert result.code == 0, result
+    assert "ECHO one" not in result.stdout
+
+
+def test_eight_cpus_are_saved_and_restored(outer: Outer, guest_files: GuestFiles) -> None:
+    words = boot(guest_files.bzimage, guest_files, cmdline("count", count=10, work=100), vcpus=8)
+    first = saved(outer, words, outer.share / "eight.snap", "W7 4 ")
+    result = outer.run(outer.snapkit("restore", first.file), timeout=RESTORE_S)
+    assert result.code == 0, result
+    assert faults(first.result.stdout + result.stdout, vcpus=8, count=10, work=100) == []
+
+
+@pytest.mark.parametrize(("options", "code"), [("", 8), ("reboot=t", 7)], ids=["reboot", "triple fault"])
+def test_how_linux_resets_the_machine_is_told(outer: Outer, guest_files: GuestFiles, options: str, code: int) -> None:
+    line = f"{cmdline('reboot')} {options}"
+    result = outer.run(outer.snapkit(*boot(guest_files.bzimage, guest_files, line, vcpus=1)), timeout=BOOT_S)
+    assert result.code == code, result
+
+
+def test_sigint_stops_a_linux_guest_cleanly(outer: Outer, guest_files: GuestFiles, snapshot: Saved) -> None:
+    job = outer.start(outer.snapkit("restore", snapshot.file), timeout=RESTORE_S)
+    job.expect("W1 ")
+    job.signal(signal.SIGINT)
+    result = job.wait()
+    assert (result.code, result.timed_out) == (130, False), result
