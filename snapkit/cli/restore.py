@@ -1,6 +1,5 @@
 """``snapkit restore``."""
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -66,6 +65,8 @@ def restore(
 def _show_steps(prepared: "Prepared", *, as_json: bool) -> None:
     steps = [{"stage": step.stage, "step": step.name} for step in prepared.steps]
     if as_json:
+        import json
+
         click.echo(json.dumps({"steps": steps}))
         return
     for step in steps:

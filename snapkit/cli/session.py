@@ -3,7 +3,6 @@
 `boot` and `restore` differ only in how the machine comes to be.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,12 +13,12 @@ import click
 
 from snapkit import host
 from snapkit.errors import ConfigError, SnapkitError
-from snapkit.restore.save import save_snapshot
 from snapkit.vmm.backends.console import Console
 from snapkit.vmm.loop import Loop
 from snapkit.vmm.machine import Machine, Reason, Stop
 
 F = TypeVar("F", bound=Callable[..., Any])
+_TIMEOUT_MAX_S = 10**9
 
 
 @dataclass(kw_only=True)
@@ -43,6 +42,8 @@ class Session:
         """Build the machine, run it, tell how it ended; returns the exit code."""
         if (self.snapshot_when is None) != (self.snapshot_to is None):
             raise ConfigError("--snapshot-when and --snapshot-to go together: when to snapshot, and to which file")
+        if self.timeout is not None and not 0 <= self.timeout <= _TIMEOUT_MAX_S:
+            raise ConfigError(f"timeout is {self.timeout}, must be seconds, at least 0 and at most {_TIMEOUT_MAX_S}")
         sys.setswitchinterval(1e-4)
         with ExitStack() as stack:
             loop = stack.enter_context(Loop())
@@ -91,6 +92,8 @@ class Session:
         before_ns = host.monotonic_ns()
         try:
             machine.pause()
+            from snapkit.restore.save import save_snapshot
+
             result = save_snapshot(machine, path, parent_id=self.parent_id)
         except SnapkitError as error:
             if self.then == "stop":
@@ -115,6 +118,8 @@ class Session:
             raise stop.error
         if self.as_json:
             self.report |= {"stop": stop.reason.name.lower(), "detail": stop.detail, "exit": stop.exit_code}
+            import json
+
             click.echo(json.dumps(self.report))
         else:
             detail = f" ({stop.detail})" if stop.detail else ""

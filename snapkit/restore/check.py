@@ -25,8 +25,11 @@ _SINGLE_X86 = ("machine", "memory-layout", "irqchip-x86", "pit", "kvm-clock", "s
 
 def sections_complete(sections: Sections, _pages: Pages) -> Findings:
     """Each kind that an x86-64 machine has once is there once, as instance 0: nothing would be rebuilt for it."""
-    for kind in _SINGLE_X86:
-        instances = [section.instance for section in sections if section.kind == kind]
+    found: dict[str, list[str]] = {kind: [] for kind in _SINGLE_X86}
+    for kind, instance in sections:
+        if kind in found:
+            found[kind].append(instance)
+    for kind, instances in found.items():
         if instances != ["0"]:
             yield Finding(kind, "", f"there as {instances}", "there once, as instance 0", "sections.complete")
 
@@ -60,7 +63,7 @@ def vcpu_lists_unique(sections: Sections, _pages: Pages) -> Findings:
         if not isinstance(state, VcpuState):
             continue
         indices = {msr.index for msr in state.msrs}
-        leaves = {entry.function << 32 | entry.index for entry in state.cpuid}
+        leaves = {(entry.function, entry.index) for entry in state.cpuid}
         for path, items, distinct in (("msrs", state.msrs, indices), ("cpuid", state.cpuid, leaves)):
             if len(distinct) != len(items):
                 yield Finding(str(section), path, "a list with an entry twice", "free of repetitions", "vcpus.unique")

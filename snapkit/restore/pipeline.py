@@ -41,8 +41,7 @@ class Step(NamedTuple, Generic[T]):
     undo: Callable[[T], None] | None = None
 
 
-@dataclass(slots=True)
-class Span:
+class Span(NamedTuple):
     """One step as it ran: when it began after the timeline's start, how long it took, its system calls."""
 
     stage: str

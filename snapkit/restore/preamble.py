@@ -87,6 +87,8 @@ _identity = struct.Struct("<" + "".join(field.code for field in PREAMBLE if fiel
 _PREAMBLE_NAMES = [field.name for field in PREAMBLE]
 _PREAMBLE_ZEROS = [place for place, field in enumerate(PREAMBLE) if not field.name]
 _IDENTITY_NAMES = [field.name for field in PREAMBLE if field.offset < IDENTITY_LEN]
+_USUAL_START = struct.pack("<8sII", MAGIC, CONTAINER_VERSION, PREAMBLE_LEN)
+_ALGORITHM_AT = 19
 _TEXTS = ("release", "producer", "host_kernel")
 
 
@@ -181,18 +183,9 @@ def unpack_preamble(head: bytes, digester: Digester | None) -> Preamble:
     Raises ImageError, in the order in which the bytes can be trusted: no snapshot, written by a newer release, another
     digest algorithm or key, damaged, a field that cannot be.
     """
-    identity = read_identity(head)
-    if identity.container_version != CONTAINER_VERSION:
-        newer = "written by a newer release: " if identity.container_version > CONTAINER_VERSION else ""
-        _refuse(f"{newer}container version {identity.container_version}, must be {CONTAINER_VERSION}")
-    if identity.preamble_len != PREAMBLE_LEN:
-        _refuse(f"its preamble length is {identity.preamble_len}, must be {PREAMBLE_LEN}")
-    if len(head) < PREAMBLE_LEN:
-        _refuse(f"it has {len(head)} bytes, a preamble has {PREAMBLE_LEN}")
-    if identity.digest_algorithm not in ALGORITHMS:
-        _refuse(f"its digest algorithm is {identity.digest_algorithm}, must be one of {list(ALGORITHMS)}")
+    algorithm = _read_algorithm(head)
     if digester is not None:
-        if identity.digest_algorithm != digester.algorithm:
+        if algorithm != digester.algorithm:
             _refuse(
                 "it has no keyed digests, so the key given says nothing about it"
                 if digester.keyed
@@ -203,8 +196,11 @@ def unpack_preamble(head: bytes, digester: Digester | None) -> Preamble:
         ):
             _refuse("its preamble does not match its digest: damaged" + (", or another key" if digester.keyed else ""))
     row = _preamble.unpack_from(head)
-    if any(row[place] != bytes(len(row[place])) for place in _PREAMBLE_ZEROS):
-        _refuse("its preamble has bytes that are not zero where nothing is defined")
+    for place in _PREAMBLE_ZEROS:
+        if row[place] != bytes(len(row[place])):
+            start = PREAMBLE[place].offset
+            end = start + len(row[place]) - 1
+            _refuse(f"bytes {start} to {end} of its preamble, where nothing is defined, are not zero")
     values: dict[str, Any] = dict(zip(_PREAMBLE_NAMES, row, strict=True))
     for name in ("magic", "digest", ""):
         del values[name]
@@ -218,6 +214,23 @@ def unpack_preamble(head: bytes, digester: Digester | None) -> Preamble:
     if preamble.flags & ~FLAGS:
         _refuse(f"its flags are {preamble.flags:#x}, this release knows {FLAGS:#x}")
     return preamble
+
+
+def _read_algorithm(head: bytes) -> int:
+    """Check what says how to read the rest, and return the digest algorithm."""
+    if head.startswith(_USUAL_START) and head[_ALGORITHM_AT] in ALGORITHMS and len(head) >= PREAMBLE_LEN:
+        return head[_ALGORITHM_AT]
+    identity = read_identity(head)
+    if identity.container_version != CONTAINER_VERSION:
+        newer = "written by a newer release: " if identity.container_version > CONTAINER_VERSION else ""
+        _refuse(f"{newer}container version {identity.container_version}, must be {CONTAINER_VERSION}")
+    if identity.preamble_len != PREAMBLE_LEN:
+        _refuse(f"its preamble length is {identity.preamble_len}, must be {PREAMBLE_LEN}")
+    if len(head) < PREAMBLE_LEN:
+        _refuse(f"it has {len(head)} bytes, a preamble has {PREAMBLE_LEN}")
+    if identity.digest_algorithm not in ALGORITHMS:
+        _refuse(f"its digest algorithm is {identity.digest_algorithm}, must be one of {list(ALGORITHMS)}")
+    return identity.digest_algorithm
 
 
 def check_memory_header(head: bytes, preamble: Preamble, digester: Digester | None) -> None:

@@ -129,7 +129,9 @@ def _selects(selector: str, shape: Shape, value: object) -> bool:
     """Tell whether the list item *value* is one that *selector* (``NAME`` or ``field=value,...``) means."""
     if not isinstance(shape, Fields):
         return False
-    named = {field.name: field.shape.names for field in shape.fields if isinstance(field.shape, Int) and field.shape.names}
+    named = {
+        field.name: field.shape.names for field in shape.fields if isinstance(field.shape, Int) and field.shape.names
+    }
     if "=" not in selector:
         return any(names.get(getattr(value, field)) == selector for field, names in named.items())
     for part in selector.split(","):

@@ -31,7 +31,7 @@ from snapkit.state.machine import MachineState
 from snapkit.state.memory_layout import MemoryLayoutState
 from snapkit.state.schema import SectionId, State
 from snapkit.state.vcpu_x86_64 import VcpuState
-from snapkit.vmm.arch.x86_64 import cpuid, layout, platform
+from snapkit.vmm.arch.x86_64 import layout, platform
 from snapkit.vmm.arch.x86_64.vcpu import VcpuArgs, X86Vcpu
 from snapkit.vmm.backends.console import Console
 from snapkit.vmm.devices.serial_16550 import Serial16550
@@ -154,6 +154,8 @@ class Machine:
         return machine
 
     def _boot(self, config: BootConfig, regions: Sequence[tuple[int, int]]) -> None:
+        from snapkit.vmm.arch.x86_64 import cpuid
+
         profile: Literal["host", "baseline"] = "baseline" if config.cpu == "baseline" else "host"
         self.create_vm(
             MachineState(
@@ -191,16 +193,17 @@ class Machine:
             raise IncompatibleHost(
                 f"the machine's architecture is {state.architecture} (ELF number), must be {platform.ARCHITECTURE} here"
             )
-        with ExitStack() as undo:
-            self._kvm = Kvm()
-            undo.callback(self.close_vm)
+        self._kvm = Kvm()
+        try:
             limit = self._kvm.extension(abi.KVM_CAP_MAX_VCPUS)
             if state.vcpu_count > limit:
                 raise ConfigError(f"vcpus is {state.vcpu_count}, this KVM allows {limit}")
             self._vm = Vm(self._kvm)
             platform.prepare_vm(self._vm, self)
             self._state = checked(state)
-            undo.pop_all()
+        except BaseException:
+            self.close_vm()
+            raise
 
     def close_vm(self) -> None:
         """Close the VM."""
@@ -214,8 +217,7 @@ class Machine:
     def map_memory(self, state: MemoryLayoutState, pages: FilePages) -> None:
         """Make RAM and lay the file's memory over it, copy-on-write; or copy and check it."""
         memory = GuestMemory((region.gpa, region.length) for region in state.regions)
-        with ExitStack() as undo:
-            undo.callback(memory.close)
+        try:
             if self._verify_memory:
                 pages.load((region.gpa, region.hva, region.length) for region in memory.regions)
             else:
@@ -223,7 +225,9 @@ class Machine:
                 for run in pages.runs():
                     memory.lay(run.gpa, run.length, fd, run.offset)
             self._use_memory(memory)
-            undo.pop_all()
+        except BaseException:
+            memory.close()
+            raise
 
     def unmap_memory(self) -> None:
         """Unmap RAM; the VM must be gone or about to go."""
@@ -280,14 +284,15 @@ class Machine:
 
     def activate(self) -> None:
         """Let devices drive their level-triggered pins, connect the console to the loop, make vCPU threads."""
-        with ExitStack() as undo:
-            undo.callback(self.deactivate)
+        try:
             for device in self._devices.values():
                 device.resync()
             self._attach_console()
             for vcpu in self._vcpus.values():
                 vcpu.thread.start()
-            undo.pop_all()
+        except BaseException:
+            self.deactivate()
+            raise
         self.run_state = RunState.PAUSED
 
     def _attach_console(self) -> None:

@@ -103,12 +103,16 @@ class VcpuThread:
 
     def call(self, work: Callable[[], R]) -> R:
         """Have *work* done as `post` does and return its result."""
-        return self.post(work).wait()
+        return self.post(work).wait() if self._entered else work()
 
     def resume(self) -> Job[None]:
         """Let the guest run."""
+        if self._entered:
+            return self.post(lambda: self._set_running(True))
         self._entered = True
-        return self.post(lambda: self._set_running(True))
+        job = Job(lambda: self._set_running(True))
+        self._mail.put(job)  # and no kick: nobody was in the guest yet
+        return job
 
     def pause(self) -> Job[None]:
         """Park; once the job is done, no exit is in flight."""

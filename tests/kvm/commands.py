@@ -9,7 +9,7 @@ import termios
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 from tests.kvm.harness import PATIENCE_S
 
@@ -61,7 +61,7 @@ class Running:
     def errors(self) -> str:
         """What it said on stderr, when it has ended."""
         assert self.process.stderr is not None
-        return self.process.stderr.read().decode()
+        return bytes(self.process.stderr.read()).decode()
 
     def code(self) -> int:
         """Wait for the end; returns the exit code."""
@@ -90,7 +90,7 @@ class Terminal:
         self.master, self.slave = os.openpty()
         self.before = termios.tcgetattr(self.slave)
 
-    def __enter__(self) -> "Terminal":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

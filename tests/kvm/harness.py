@@ -17,6 +17,7 @@ from snapkit import guests, host
 from snapkit.restore.pipeline import Timeline, run_steps
 from snapkit.restore.restore import prepare
 from snapkit.restore.save import save_snapshot
+from snapkit.restore.target import Target
 from snapkit.units import MIB, Hva
 from snapkit.vmm.backends.console import Console
 from snapkit.vmm.loop import Loop
@@ -117,7 +118,8 @@ def restored(path: str, *, verify_memory: bool = False, before: str | None = Non
             steps = prepared.steps
             if before is not None:
                 steps = steps[: [step.stage for step in steps].index(before)]
-            run_steps(steps, machine, Timeline())
+            target: Target = machine
+            run_steps(steps, target, Timeline())
         yield Rig(machine, tape, loop)
 
 
@@ -189,10 +191,16 @@ class Census:
     def check(self, context: object = "") -> None:
         """Assert that all is as it was at the start."""
         now = self.take()
+        deadline_ns = host.monotonic_ns() + int(PATIENCE_S * 1e9)
+        while now.threads > self.start.threads and host.monotonic_ns() < deadline_ns:
+            os.sched_yield()  # a thread that has ended is counted until the kernel has buried it
+            now = self.take()
         assert now == self.start, context
 
 
-def spoiled(at: int, *, forever: bool = False, errno: int = 5) -> tuple[Callable[[str, tuple[object, ...]], None], list[str]]:
+def spoiled(
+    at: int, *, forever: bool = False, errno: int = 5
+) -> tuple[Callable[[str, tuple[object, ...]], None], list[str]]:
     """Return a fault hook that fails call number *at* (and with *forever* all that follow), and the calls it saw."""
     seen: list[str] = []
 

@@ -91,7 +91,7 @@ def test_a_machine_that_was_restored_but_never_ran_is_saved_as_it_was(tmp_path):
         assert states_of(again)[clock] == states_of(path)[clock], "time passed for a guest that did not run"
 
 
-def test_the_comparison_sees_a_machine_that_went_on(tmp_path):
+def test_the_comparison_sees_a_machine_that_went_on():
     with booted() as rig:
         khz = tsc_khz(rig)
         rig.run()

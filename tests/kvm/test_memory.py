@@ -2,8 +2,9 @@
 
 import pytest
 
-from snapkit.units import GIB, MIB
-from snapkit.vmm.kvm import abi
+from snapkit import host
+from snapkit.units import GIB, MIB, Gpa, Hva
+from snapkit.vmm.kvm.vm import VmFd
 from tests.guests.build import guest
 from tests.kvm.harness import booted, restored
 
@@ -37,28 +38,20 @@ def test_the_guest_finds_memory_of_every_shape_and_it_holds_what_was_written(len
 
 @pytest.mark.parametrize("length", SHAPES)
 def test_each_region_is_one_slot_and_all_slots_come_before_the_irqchip(length, monkeypatch):
-    calls: list[tuple[str, bytes]] = []
-    real_exchange, real_call = abi.exchange, abi.call
+    slots: list[tuple[int, int, int, int]] = []
+    real = VmFd.set_memory_slot
 
-    def exchange(fd, ioctl, payload):
-        calls.append((ioctl.name, payload))
-        return real_exchange(fd, ioctl, payload)
+    def set_memory_slot(self: VmFd, slot: int, gpa: Gpa, hva: Hva, length: int) -> None:
+        slots.append((slot, gpa, hva, length))
+        real(self, slot, gpa, hva, length)
 
-    def call(fd, ioctl, argument=0):
-        calls.append((ioctl.name, b""))
-        return real_call(fd, ioctl, argument)
-
-    monkeypatch.setattr(abi, "exchange", exchange)
-    monkeypatch.setattr(abi, "call", call)
-    with booted(memory=length) as rig:
+    monkeypatch.setattr(VmFd, "set_memory_slot", set_memory_slot)
+    calls: list[str] = []
+    with host.inject(lambda call, _arguments: calls.append(call)), booted(memory=length) as rig:
         regions = rig.machine._need_memory().regions
-    slots = [payload for name, payload in calls if name == "KVM_SET_USER_MEMORY_REGION"]
-    assert slots == [
-        abi.memory_region(slot, 0, region.gpa, region.length, region.hva) for slot, region in enumerate(regions)
-    ]
-    names = [name for name, _ in calls]
-    last_slot = max(place for place, name in enumerate(names) if name == "KVM_SET_USER_MEMORY_REGION")
-    assert last_slot < names.index("KVM_CREATE_IRQCHIP") < names.index("KVM_CREATE_VCPU")
+    assert slots == [(slot, region.gpa, region.hva, region.length) for slot, region in enumerate(regions)]
+    last_slot = max(place for place, call in enumerate(calls) if call == "KVM_SET_USER_MEMORY_REGION")
+    assert last_slot < calls.index("KVM_CREATE_IRQCHIP") < calls.index("KVM_CREATE_VCPU")
 
 
 @pytest.mark.parametrize("verify", [False, True], ids=["mapped", "copied"])

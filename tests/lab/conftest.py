@@ -6,7 +6,25 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import guest, packages
-from tests.lab.outer import Outer
+from tests.lab.outer import Outer, OuterDiedError
+
+OUTER_DIED = 75
+"""Exit code of a run whose outer machine died: `make` says so and runs the lab again, once."""
+
+_died = pytest.StashKey[str]()
+
+
+def pytest_exception_interact(node: pytest.Item, call: pytest.CallInfo[object]) -> None:
+    """Note that the outer machine died; every later test of the run fails for the same reason."""
+    if call.excinfo is not None and isinstance(call.excinfo.value, OuterDiedError):
+        node.config.stash.setdefault(_died, str(call.excinfo.value))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell a dead outer machine apart from a failed test."""
+    if _died in session.config.stash:
+        print(f"\nthe outer machine died: {session.config.stash[_died]}")
+        session.exitstatus = OUTER_DIED
 
 
 def _lacking(reason: str) -> None:

@@ -6,6 +6,7 @@ from snapkit import host
 from snapkit.restore.equality import differences, elapsed
 from snapkit.restore.pipeline import Timeline, run_steps
 from snapkit.restore.restore import prepare
+from snapkit.restore.target import Target
 from snapkit.vmm.backends.console import Console
 from snapkit.vmm.loop import Loop
 from snapkit.vmm.machine import Machine, RunState
@@ -16,7 +17,8 @@ def main(path: str) -> int:
     with prepare(path) as prepared, Loop() as loop, Machine(loop, Console(None)) as machine:
         before = dict(prepared.sections)
         steps = [step for step in prepared.steps if step.stage not in {"activate", "run"}]
-        run_steps(steps, machine, Timeline())
+        target: Target = machine
+        run_steps(steps, target, Timeline())
         machine.run_state = RunState.PAUSED  # nothing was activated; only `save` looks at this
         saves = [machine.save(), machine.save()]
         khz = max(vcpu.thread.call(vcpu.state.tsc_khz) for vcpu in machine._vcpus.values())

@@ -16,7 +16,7 @@ from tests.lab import guest
 from tests.lab.guest import GuestFiles
 from tests.lab.outer import Outer, Result
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
 
 BOOT_S, RESTORE_S = 600, 600  # ten times the usual
 COUNT, WORK, SNAPSHOT_AT = 24, 200, "W0 8 "
@@ -39,7 +39,7 @@ class Saved:
 
 def cmdline(scenario: str, **options: int | str) -> str:
     words = [f"{name}={value}" for name, value in options.items()]
-    return " ".join(["console=ttyS0 quiet panic=-1", f"scenario={scenario}", *words])
+    return " ".join(["console=ttyS0 quiet panic=-1 dmesg=mark", f"scenario={scenario}", *words])
 
 
 def boot(kernel: Path, files: GuestFiles, line: str, *options: str, vcpus: int = 2) -> list[str]:
@@ -179,7 +179,7 @@ def test_how_linux_resets_the_machine_is_told(outer: Outer, guest_files: GuestFi
     assert result.code == code, result
 
 
-def test_sigint_stops_a_linux_guest_cleanly(outer: Outer, guest_files: GuestFiles, snapshot: Saved) -> None:
+def test_sigint_stops_a_linux_guest_cleanly(outer: Outer, snapshot: Saved) -> None:
     job = outer.start(outer.snapkit("restore", snapshot.file), timeout=RESTORE_S)
     job.expect("W1 ")
     job.signal(signal.SIGINT)

@@ -4,6 +4,7 @@ The vCPU threads append to a buffer; the event loop writes it out when the other
 blocks a vCPU. Above `HIGH_WATER` the wire says that it is full and the chip stops saying "ready": nothing is dropped.
 """
 
+import errno
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -38,6 +39,7 @@ class Console:
         self._flush_posted = False
         self._escaped = False
         self._always_ready = False
+        self._on_terminal = False  # asked once: a terminal that has hung up says that it is none
 
     @classmethod
     def open(cls, spec: str) -> "Console":
@@ -99,6 +101,7 @@ class Console:
         self._loop, self._input, self._room_again, self._lost = loop, receive, room_again, lost
         self._quit = quit_asked
         if self._in_fd is not None:
+            self._on_terminal = host.is_terminal(self._in_fd)
             try:
                 self._stack.enter_context(host.raw_terminal(self._in_fd))
                 self._watch_input()
@@ -209,10 +212,10 @@ class Console:
             return
         if got == b"":
             self._loop.unwatch(self._in_fd)
-            if host.is_terminal(self._in_fd):
-                self._lose(HostError("read", 5, "terminal"))
+            if self._on_terminal:
+                self._lose(HostError("read", errno.EIO, "terminal"))
             return
-        self._unread = self._take_escapes(got) if host.is_terminal(self._in_fd) else got
+        self._unread = self._take_escapes(got) if self._on_terminal else got
         self._offer()
 
     def _offer(self) -> None:

@@ -4,7 +4,8 @@ Source: arch/x86/include/uapi/asm/kvm.h.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import repeat
 
 from snapkit.state.irqchip_x86 import IoapicState, PicState
 from snapkit.state.pit import PitChannel, PitState
@@ -301,10 +302,9 @@ def read_msrs(raw: bytes, count: int) -> list[Msr]:
     return [Msr(index=index, data=data) for index, _, data in _MSR_ENTRY.iter_unpack(raw[_ENTRIES_HEAD.size : end])]
 
 
-def write_msrs(msrs: Sequence[Msr]) -> bytes:
-    """States to struct kvm_msrs."""
-    pack = _MSR_ENTRY.pack
-    return _ENTRIES_HEAD.pack(len(msrs), 0) + b"".join([pack(msr.index, 0, msr.data) for msr in msrs])
+def write_msrs(msrs: Mapping[int, int]) -> bytes:
+    """MSRs, index to value, to struct kvm_msrs."""
+    return _ENTRIES_HEAD.pack(len(msrs), 0) + b"".join(map(_MSR_ENTRY.pack, msrs, repeat(0), msrs.values()))
 
 
 MSR_INDEX_MAX = 1024

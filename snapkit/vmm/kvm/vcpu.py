@@ -6,6 +6,7 @@ ioctls, so a call from elsewhere waits for KVM_RUN to end.
 
 import errno
 import fcntl
+from collections.abc import Mapping
 
 from snapkit import host
 from snapkit.errors import HostError, IncompatibleHost
@@ -124,14 +125,14 @@ class VcpuFd:
         raw, count = abi.exchange(self.fd, abi_x86.KVM_GET_MSRS, abi_x86.msr_request(indices))
         return abi_x86.read_msrs(raw, count)
 
-    def set_msrs(self, msrs: list[Msr]) -> None:
-        """Write MSRs in order; IncompatibleHost naming the first that KVM refuses."""
+    def set_msrs(self, msrs: Mapping[int, int]) -> None:
+        """Write MSRs (index to value) in order; IncompatibleHost naming the first that KVM refuses."""
         count = self.try_set_msrs(msrs)
         if count != len(msrs):
-            msr = msrs[count]
-            raise IncompatibleHost(f"KVM refuses MSR {msr_name(msr.index)} ({msr.index:#x}) value {msr.data:#x}")
+            index, data = list(msrs.items())[count]
+            raise IncompatibleHost(f"KVM refuses MSR {msr_name(index)} ({index:#x}) value {data:#x}")
 
-    def try_set_msrs(self, msrs: list[Msr]) -> int:
+    def try_set_msrs(self, msrs: Mapping[int, int]) -> int:
         """Write MSRs in order, up to the first that KVM refuses; returns how many it took."""
         return abi.put(self.fd, abi_x86.KVM_SET_MSRS, abi_x86.write_msrs(msrs)) if msrs else 0
 

@@ -26,8 +26,8 @@ class Irqchip:
 
     @classmethod
     def restore(cls, state: IrqchipState, args: VmFd) -> Self:
-        """Hold the checked state until `load`."""
-        return cls(args, checked(state))
+        """Hold *state*, which must have been checked and is only read, until `load`."""
+        return cls(args, state)
 
     def load(self) -> None:
         """Write the held state into KVM, once."""
@@ -58,8 +58,8 @@ class Pit:
 
     @classmethod
     def restore(cls, state: PitState, args: VmFd) -> Self:
-        """Hold the checked state until `load`."""
-        return cls(args, checked(state))
+        """Hold *state*, which must have been checked and is only read, until `start_clock`."""
+        return cls(args, state)
 
     def load(self) -> None:
         """Nothing is written before the machine runs: it would tick at once."""
@@ -93,8 +93,8 @@ class KvmClock:
 
     @classmethod
     def restore(cls, state: KvmClockState, args: VmFd) -> Self:
-        """Hold the checked state until `start_clock`."""
-        return cls(args, checked(state))
+        """Hold *state*, which must have been checked and is only read, until `start_clock`."""
+        return cls(args, state)
 
     def load(self) -> None:
         """Nothing is written before the machine runs."""

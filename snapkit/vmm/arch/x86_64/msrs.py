@@ -81,7 +81,7 @@ def _readable(fd: VcpuFd, indices: list[int]) -> list[int]:
 def _writable(fd: VcpuFd, indices: list[int]) -> list[int]:
     known: list[int] = []
     while indices:
-        count = fd.try_set_msrs(fd.get_msrs(indices))
+        count = fd.try_set_msrs({msr.index: msr.data for msr in fd.get_msrs(indices)})
         known += indices[:count]
         indices = indices[count + 1 :]
     return known

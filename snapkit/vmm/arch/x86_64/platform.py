@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from snapkit.errors import ConfigError, InternalError
 from snapkit.state.i8042 import I8042State
@@ -13,9 +13,7 @@ from snapkit.state.pit import PitState
 from snapkit.state.schema import State
 from snapkit.state.serial_16550 import SerialState
 from snapkit.state.vcpu_x86_64 import CpuidEntry
-from snapkit.vmm.arch.x86_64 import acpi, cpuid, layout
-from snapkit.vmm.arch.x86_64.boot import load_kernel
-from snapkit.vmm.arch.x86_64.entry import BootEntry
+from snapkit.vmm.arch.x86_64 import layout
 from snapkit.vmm.arch.x86_64.irqchip import Irqchip, KvmClock, Pit
 from snapkit.vmm.arch.x86_64.power import SleepRegisters
 from snapkit.vmm.backends.console import Console
@@ -23,6 +21,9 @@ from snapkit.vmm.devices.i8042 import I8042, I8042Args
 from snapkit.vmm.devices.serial_16550 import Serial16550, SerialArgs
 from snapkit.vmm.memory import GuestMemory
 from snapkit.vmm.vm import Vm
+
+if TYPE_CHECKING:
+    from snapkit.vmm.arch.x86_64.entry import BootEntry  # what only `boot` needs is imported when it is used
 
 ARCHITECTURE = EM_X86_64
 KVM_CAP_TSC_DEADLINE_TIMER = 72
@@ -106,6 +107,8 @@ def fresh_devices() -> dict[str, State]:
 
 def profile(vm: Vm, name: str) -> list[CpuidEntry]:
     """Return the CPUID of ``--cpu`` *name*, topology not yet told."""
+    from snapkit.vmm.arch.x86_64 import cpuid
+
     if name == "baseline":
         return cpuid.baseline()
     if name != "host":
@@ -113,8 +116,11 @@ def profile(vm: Vm, name: str) -> list[CpuidEntry]:
     return cpuid.host(vm.kvm.supported_cpuid(), tsc_deadline=bool(vm.kvm.extension(KVM_CAP_TSC_DEADLINE_TIMER)))
 
 
-def load_guest(memory: GuestMemory, vcpus: int, kernel: str, initrd: str | None, cmdline: str) -> BootEntry:
+def load_guest(memory: GuestMemory, vcpus: int, kernel: str, initrd: str | None, cmdline: str) -> "BootEntry":
     """Put firmware tables and the kernel into fresh RAM; return how the boot CPU starts."""
+    from snapkit.vmm.arch.x86_64 import acpi
+    from snapkit.vmm.arch.x86_64.boot import load_kernel
+
     for gpa, table in acpi.build_tables(vcpus):
         memory.write(gpa, table)
     return load_kernel(memory, kernel, initrd_path=initrd, cmdline=cmdline)

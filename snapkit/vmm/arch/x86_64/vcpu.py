@@ -8,14 +8,16 @@ Source: Documentation/virt/kvm/api.rst, arch/x86/kvm/x86.c.
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from snapkit.state.vcpu_x86_64 import CpuidEntry, Msr, VcpuState
 from snapkit.vmm.arch.x86_64 import msrs
-from snapkit.vmm.arch.x86_64.entry import BootEntry
 from snapkit.vmm.kvm import abi, abi_x86
 from snapkit.vmm.kvm.vcpu import VcpuFd
 from snapkit.vmm.vm import Vm
+
+if TYPE_CHECKING:
+    from snapkit.vmm.arch.x86_64.entry import BootEntry
 
 CLOCK_MSRS = (msrs.TSC, msrs.TSC_DEADLINE)
 """Written at the first resume, in this order: a deadline is compared with the counter when it is set."""
@@ -74,18 +76,17 @@ class X86Vcpu:
             fd.set_xcrs(state.xcrs)
         fd.set_debugregs(state.debugregs)
         fd.set_lapic(state.lapic)
-        values = {msr.index: msr for msr in state.msrs}
+        values = {msr.index: msr.data for msr in state.msrs}
         self._msr_indices = list(values)
-        self._held_clock = {index: values.pop(index).data for index in CLOCK_MSRS if index in values}
-        fd.set_msrs(list(values.values()))
+        self._held_clock = {index: values.pop(index) for index in CLOCK_MSRS if index in values}
+        fd.set_msrs(values)
         fd.set_events(state.events)
-        if any(values[index].data & 1 for index in _KVM_CLOCK_MSRS if index in values):
+        if any(values.get(index, 0) & 1 for index in _KVM_CLOCK_MSRS):
             fd.tell_paused()
 
     def start_clock(self) -> None:
         """Set the counter going from where the state left it; once, at the first resume."""
-        held = self._held_clock
-        self._fd.set_msrs([Msr(index=index, data=held[index]) for index in CLOCK_MSRS if index in held])
+        self._fd.set_msrs(self._held_clock)
         self._held_clock = {}
 
     def save(self) -> VcpuState:
@@ -114,7 +115,7 @@ class X86Vcpu:
             events=fd.get_events(),
         )
 
-    def reset(self, cpuid: list[CpuidEntry], entry: BootEntry | None) -> None:
+    def reset(self, cpuid: list[CpuidEntry], entry: "BootEntry | None") -> None:
         """Make a fresh vCPU what firmware would leave: *entry* for the boot CPU, None for one that waits for SIPI."""
         fd = self._fd
         fd.set_cpuid(cpuid)
@@ -122,7 +123,7 @@ class X86Vcpu:
         for register, delivery in ((_LVT_LINT0, _DELIVERY_EXTINT), (_LVT_LINT1, _DELIVERY_NMI)):
             lapic[register : register + 4] = delivery.to_bytes(4, "little")
         fd.set_lapic(bytes(lapic))
-        fd.set_msrs([Msr(index=_MISC_ENABLE, data=_FAST_STRING), Msr(index=_MTRR_DEF_TYPE, data=_MTRR_ON_WRITE_BACK)])
+        fd.set_msrs({_MISC_ENABLE: _FAST_STRING, _MTRR_DEF_TYPE: _MTRR_ON_WRITE_BACK})
         if entry is None:
             fd.set_mp_state(abi.KVM_MP_STATE_UNINITIALIZED)
             return
