@@ -154,8 +154,6 @@ class Machine:
         return machine
 
     def _boot(self, config: BootConfig, regions: Sequence[tuple[int, int]]) -> None:
-        from snapkit.vmm.arch.x86_64 import cpuid
-
         profile: Literal["host", "baseline"] = "baseline" if config.cpu == "baseline" else "host"
         self.create_vm(
             MachineState(
@@ -175,7 +173,7 @@ class Machine:
         for number in range(config.vcpus):
             section = SectionId(X86Vcpu.kind, str(number))
             self.construct(section, None)
-            told = cpuid.with_topology(leaves, number, config.vcpus)
+            told = platform.with_topology(leaves, number, config.vcpus)
             vcpu = self._vcpus[section]
             vcpu.thread.call(partial(vcpu.state.reset, told, None if number else entry))
         if profile == "host":

@@ -116,6 +116,13 @@ def profile(vm: Vm, name: str) -> list[CpuidEntry]:
     return cpuid.host(vm.kvm.supported_cpuid(), tsc_deadline=bool(vm.kvm.extension(KVM_CAP_TSC_DEADLINE_TIMER)))
 
 
+def with_topology(leaves: list[CpuidEntry], number: int, vcpus: int) -> list[CpuidEntry]:
+    """Return what CPU *number* of *vcpus* is told of itself and of the others."""
+    from snapkit.vmm.arch.x86_64 import cpuid
+
+    return cpuid.with_topology(leaves, number, vcpus)
+
+
 def load_guest(memory: GuestMemory, vcpus: int, kernel: str, initrd: str | None, cmdline: str) -> "BootEntry":
     """Put firmware tables and the kernel into fresh RAM; return how the boot CPU starts."""
     from snapkit.vmm.arch.x86_64 import acpi

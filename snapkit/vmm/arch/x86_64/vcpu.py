@@ -39,7 +39,7 @@ class VcpuArgs:
 
 
 class X86Vcpu:
-    """One vCPU's state in KVM. Every method runs on the vCPU's thread."""
+    """One vCPU's state in KVM. Every method runs where `VcpuThread.post` says."""
 
     kind = "vcpu-x86-64"
 
