@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     from snapkit.state.schema import SectionId, State
     from snapkit.vmm.backends.console import Console
     from snapkit.vmm.loop import Loop
-    from snapkit.vmm.machine import BootConfig, Machine, Reason, Stop
+    from snapkit.vmm.machine import BootConfig, Machine
+    from snapkit.vmm.run_state import Reason, Stop
 
 _HOMES = {
     "BootConfig": "vmm.machine",
@@ -64,12 +65,12 @@ _HOMES = {
     "Loop": "vmm.loop",
     "Machine": "vmm.machine",
     "Prepared": "restore.restore",
-    "Reason": "vmm.machine",
+    "Reason": "vmm.run_state",
     "SectionId": "state.schema",
     "SnapkitError": "errors",
     "State": "state.schema",
     "StateViolation": "errors",
-    "Stop": "vmm.machine",
+    "Stop": "vmm.run_state",
     "prepare": "restore.restore",
     "save_snapshot": "restore.save",
 }

@@ -38,7 +38,8 @@ def boot(
       snapkit boot vmlinuz --snapshot-when "login:" --snapshot-to vm.snap
       snapkit boot vmlinux --memory 4G --vcpus 8 --exit-when ready --timeout 60
     """
-    from snapkit.vmm.machine import BootConfig, Machine, Reason
+    from snapkit.vmm.machine import BootConfig, Machine
+    from snapkit.vmm.run_state import Reason
 
     config = BootConfig(
         kernel=kernel, initrd=initrd, cmdline=cmdline, memory=parse_len(memory, what="memory"), vcpus=vcpus, cpu=cpu

@@ -15,7 +15,8 @@ from snapkit import host
 from snapkit.errors import ConfigError, SnapkitError
 from snapkit.vmm.backends.console import Console
 from snapkit.vmm.loop import Loop
-from snapkit.vmm.machine import Machine, Reason, Stop
+from snapkit.vmm.machine import Machine
+from snapkit.vmm.run_state import Reason, Stop
 
 F = TypeVar("F", bound=Callable[..., Any])
 _TIMEOUT_MAX_S = 10**9

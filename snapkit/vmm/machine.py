@@ -8,24 +8,11 @@ threads, kvm_run mappings and vCPU fds, the VM's fd, RAM.
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from typing import Literal, Self
 
 from snapkit import host
-from snapkit.errors import (
-    EXIT_DONE,
-    EXIT_REBOOT,
-    EXIT_SIGINT,
-    EXIT_TIMEOUT,
-    EXIT_TRIPLE_FAULT,
-    ConfigError,
-    HostError,
-    IncompatibleHost,
-    InternalError,
-    SnapkitError,
-    StateViolation,
-)
+from snapkit.errors import ConfigError, IncompatibleHost, SnapkitError, StateViolation
 from snapkit.state.codec import checked
 from snapkit.state.machine import MachineState
 from snapkit.state.memory_layout import MemoryLayoutState
@@ -39,50 +26,11 @@ from snapkit.vmm.kvm import abi
 from snapkit.vmm.kvm.system import Kvm
 from snapkit.vmm.loop import Loop
 from snapkit.vmm.memory import FilePages, GuestMemory
+from snapkit.vmm.run_state import Reason, RunState, Stop
 from snapkit.vmm.vcpu import VcpuThread
 from snapkit.vmm.vm import Vm
 
 SERIAL = SectionId(Serial16550.kind, "0")
-
-
-class Reason(StrEnum):
-    """Why a machine stopped, in the words that people are told."""
-
-    POWER_OFF = "the guest powered off"
-    RESET = "the guest asked for a reset"
-    TRIPLE_FAULT = "triple fault"
-    STOPPED = "stopped"
-    TEXT_SEEN = "the text that was waited for appeared"
-    TIMEOUT = "the time allowed is over"
-    INTERRUPTED = "interrupted"
-    CONSOLE_LOST = "the console was lost"
-    FAILED = "failed"
-
-
-EXIT_CODES = {
-    Reason.POWER_OFF: EXIT_DONE,
-    Reason.RESET: EXIT_REBOOT,
-    Reason.TRIPLE_FAULT: EXIT_TRIPLE_FAULT,
-    Reason.STOPPED: EXIT_DONE,
-    Reason.TEXT_SEEN: EXIT_DONE,
-    Reason.TIMEOUT: EXIT_TIMEOUT,
-    Reason.INTERRUPTED: EXIT_SIGINT,
-    Reason.CONSOLE_LOST: HostError.exit_code,
-    Reason.FAILED: InternalError.exit_code,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """The end of a run: the reason, a detail for people, the error if there was one."""
-
-    reason: Reason
-    detail: str = ""
-    error: SnapkitError | None = None
-
-    @property
-    def exit_code(self) -> int:
-        return self.error.exit_code if self.error is not None else EXIT_CODES[self.reason]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +43,6 @@ class BootConfig:
     memory: int = 256 << 20
     vcpus: int = 1
     cpu: str = "host"
-
-
-class RunState(StrEnum):
-    """What a machine is doing."""
-
-    BUILDING = "being built"
-    PAUSED = "paused"
-    RUNNING = "running"
-    STOPPED = "stopped"
-    CLOSED = "closed"
 
 
 class Vcpu:

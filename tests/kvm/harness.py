@@ -21,7 +21,8 @@ from snapkit.restore.target import Target
 from snapkit.units import MIB, Hva
 from snapkit.vmm.backends.console import Console
 from snapkit.vmm.loop import Loop
-from snapkit.vmm.machine import BootConfig, Machine, RunState, Vcpu
+from snapkit.vmm.machine import BootConfig, Machine, Vcpu
+from snapkit.vmm.run_state import RunState
 from snapkit.vmm.vm import Vm
 
 PATIENCE_S = 60.0

@@ -9,7 +9,7 @@ from snapkit import host
 from snapkit.restore.equality import Elapsed, differences, elapsed
 from snapkit.restore.image import Image
 from snapkit.state.schema import SectionId, State
-from snapkit.vmm.machine import RunState
+from snapkit.vmm.run_state import RunState
 from tests.guests.build import guest
 from tests.kvm.harness import DEMO, Rig, booted, restored
 

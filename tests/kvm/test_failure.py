@@ -21,7 +21,8 @@ from snapkit.restore.save import save_snapshot
 from snapkit.restore.target import Target
 from snapkit.units import MIB
 from snapkit.vmm.loop import Loop
-from snapkit.vmm.machine import BootConfig, Machine, RunState
+from snapkit.vmm.machine import BootConfig, Machine
+from snapkit.vmm.run_state import RunState
 from tests.guests.build import guest
 from tests.kvm.harness import DEMO, Census, Tape, booted, restored, spoiled
 

@@ -9,7 +9,8 @@ from snapkit.restore.restore import prepare
 from snapkit.restore.target import Target
 from snapkit.vmm.backends.console import Console
 from snapkit.vmm.loop import Loop
-from snapkit.vmm.machine import Machine, RunState
+from snapkit.vmm.machine import Machine
+from snapkit.vmm.run_state import RunState
 
 
 def main(path: str) -> int:
