@@ -44,14 +44,15 @@ def boot(
     config = BootConfig(
         kernel=kernel, initrd=initrd, cmdline=cmdline, memory=parse_len(memory, what="memory"), vcpus=vcpus, cpu=cpu
     )
+
+    def build(loop: Any, console: Any) -> Machine:
+        machine = Machine.boot(config, loop, console)
+        machine.resume()
+        return machine
+
+    session = Session(**asked)
     while True:
-        session = Session(**asked)
-
-        def build(loop: Any, console: Any) -> Machine:
-            machine = Machine.boot(config, loop, console)
-            machine.resume()
-            return machine
-
         code = session.run(build)
         if not (reboot and session.ended is Reason.RESET):
             return code
+        session = Session(**asked, deadline_ns=session.deadline_ns)

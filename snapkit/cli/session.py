@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from snapkit import host
-from snapkit.errors import ConfigError, SnapkitError
+from snapkit.errors import ConfigError, SnapkitError, StateViolation
 from snapkit.vmm.backends.console import Console
 from snapkit.vmm.loop import Loop
 from snapkit.vmm.machine import Machine
@@ -35,6 +35,8 @@ class Session:
     as_json: bool
     parent_id: bytes | None = None
     report: dict[str, Any] = field(default_factory=dict)
+    deadline_ns: int | None = None
+    """When the time allowed is over; from *timeout* at the first run, kept when a guest boots again."""
     ended: Reason | None = None
     _machine: Machine | None = None
     _signal: Stop | None = None
@@ -45,6 +47,8 @@ class Session:
             raise ConfigError("--snapshot-when and --snapshot-to go together: when to snapshot, and to which file")
         if self.timeout is not None and not 0 <= self.timeout <= _TIMEOUT_MAX_S:
             raise ConfigError(f"timeout is {self.timeout}, must be seconds, at least 0 and at most {_TIMEOUT_MAX_S}")
+        if self.timeout is not None and self.deadline_ns is None:
+            self.deadline_ns = host.monotonic_ns() + int(self.timeout * 1e9)
         sys.setswitchinterval(1e-4)
         with ExitStack() as stack:
             loop = stack.enter_context(Loop())
@@ -60,6 +64,13 @@ class Session:
             stop = self._signal  # it came while the machine was closed: there must be no second boot
         self.ended = stop.reason
         self._tell(stop)
+        if self.snapshot_to is not None and "snapshot" not in self.report and not stop.exit_code:
+            raise StateViolation(
+                f"snapshot to {self.snapshot_to}",
+                actual=f"ended ({stop.reason})",
+                required=f"running until {self.snapshot_when!r} appears",
+                way_out="wait for a text that comes earlier",
+            )
         return stop.exit_code
 
     def _watch(self, loop: Loop, console: Console) -> None:
@@ -67,9 +78,8 @@ class Session:
             console.watch_for(self.exit_when, lambda: self._stop(loop, Stop(Reason.TEXT_SEEN)))
         if self.snapshot_when is not None:
             console.watch_for(self.snapshot_when, lambda: loop.post(self._snapshot))
-        if self.timeout is not None:
-            deadline_ns = host.monotonic_ns() + int(self.timeout * 1e9)
-            loop.call_at(deadline_ns, lambda: self._stop(loop, Stop(Reason.TIMEOUT)))
+        if self.deadline_ns is not None:
+            loop.call_at(self.deadline_ns, lambda: self._stop(loop, Stop(Reason.TIMEOUT)))
 
     def _signalled(self, loop: Loop, number: int) -> None:
         stop = {
@@ -121,7 +131,8 @@ class Session:
             self.report |= {"stop": stop.reason.name.lower(), "detail": stop.detail, "exit": stop.exit_code}
             import json
 
-            click.echo(json.dumps(self.report))
+            # on a line of its own, wherever the guest's output ended
+            click.echo(("\n" if self.serial == "stdio" else "") + json.dumps(self.report))
         else:
             detail = f" ({stop.detail})" if stop.detail else ""
             click.echo(f"snapkit: {stop.reason}{detail}", err=True)

@@ -86,6 +86,26 @@ def test_exit_when_works_for_the_very_first_byte():
         assert (done.returncode, done.stdout[:1]) == (0, "h"), done.stderr
 
 
+def test_json_stands_on_a_line_of_its_own_behind_the_guests_output():
+    done = finished("boot", DEMO, *SMALL, "--exit-when", "tick 10", "--json")
+    assert json.loads(done.stdout.splitlines()[-1])["stop"] == "text_seen"
+
+
+def test_a_snapshot_that_never_came_to_be_is_no_success(tmp_path):
+    never = tmp_path / "never.snap"
+    done = finished("boot", guest("poweroff"), *SMALL, "--snapshot-when", "no such text", "--snapshot-to", str(never))
+    assert done.returncode == 6
+    assert str(never) in done.stderr
+    assert "no such text" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_time_allowed_counts_from_the_first_boot_on():
+    done = finished("boot", guest("reboot"), *SMALL, "--reboot", "--timeout", "1")
+    assert done.returncode == 124
+    assert done.stdout.count("reboot\n") > 1
+
+
 def test_json_ends_with_one_object_that_says_what_happened():
     done = finished("boot", DEMO, *SMALL, "--exit-when", "tick 10", "--json", "--serial", "null")
     assert json.loads(done.stdout) == {"stop": "text_seen", "detail": "", "exit": 0}
