@@ -39,6 +39,7 @@ class Session:
     """When the time allowed is over; from *timeout* at the first run, kept when a guest boots again."""
     ended: Reason | None = None
     _machine: Machine | None = None
+    _tried: bool = False
     _signal: Stop | None = None
 
     def run(self, build: Callable[[Loop, Console], Machine]) -> int:
@@ -64,7 +65,7 @@ class Session:
             stop = self._signal  # it came while the machine was closed: there must be no second boot
         self.ended = stop.reason
         self._tell(stop)
-        if self.snapshot_to is not None and "snapshot" not in self.report and not stop.exit_code:
+        if self.snapshot_to is not None and not self._tried and not stop.exit_code:
             raise StateViolation(
                 f"snapshot to {self.snapshot_to}",
                 actual=f"ended ({stop.reason})",
@@ -100,6 +101,7 @@ class Session:
         machine, path = self._machine, self.snapshot_to
         if path is None or machine is None or machine.stop_info is not None:
             return
+        self._tried = True
         before_ns = host.monotonic_ns()
         try:
             machine.pause()
