@@ -28,10 +28,13 @@ import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache, wraps
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from snapkit.errors import HostError
 from snapkit.units import Hva
+
+if TYPE_CHECKING:
+    import socket
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -160,12 +163,27 @@ def stat_path(path: str) -> os.stat_result:
     return os.stat(path)
 
 
+@_seam
+def lstat_path(path: str) -> os.stat_result:
+    """Stat *path* itself, a symbolic link included."""
+    return os.lstat(path)
+
+
+@_seam
+def fchmod(fd: int, mode: int) -> None:
+    os.fchmod(fd, mode)
+
+
 def exists(path: str) -> bool:
     return os.path.lexists(path)
 
 
 def is_regular(mode: int) -> bool:
     return stat.S_ISREG(mode)
+
+
+def is_socket(mode: int) -> bool:
+    return stat.S_ISSOCK(mode)
 
 
 def file_type(mode: int) -> str:
@@ -415,6 +433,65 @@ def epoll_control(poll: select.epoll, fd: int, events: int, *, known: bool) -> N
         poll.unregister(fd)
 
 
+# Unix stream sockets, as fds; Python's socket objects live for one call, and their module is imported by the first
+
+
+UNIX_PATH_MAX = 107
+"""sun_path less its zero byte."""
+
+
+@contextmanager
+def _as_socket(fd: int) -> "Iterator[socket.socket]":
+    import socket
+
+    lent = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=fd)
+    try:
+        yield lent
+    finally:
+        lent.detach()
+
+
+@_seam
+def unix_socket(*, blocking: bool = False) -> int:
+    """Make a close-on-exec socket."""
+    import socket
+
+    fd = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM).detach()
+    os.set_blocking(fd, blocking)
+    return fd
+
+
+@_seam
+def bind_unix(fd: int, path: str) -> None:
+    """Give the socket a name; what appears at *path* has the mode that `fchmod` gave the fd, less the umask."""
+    with _as_socket(fd) as lent:
+        lent.bind(path)
+
+
+@_seam
+def listen(fd: int, backlog: int) -> None:
+    with _as_socket(fd) as lent:
+        lent.listen(backlog)
+
+
+@_seam
+def accept(fd: int) -> int | None:
+    """Return the next client's fd, non-blocking and close-on-exec; None when none waits."""
+    with _as_socket(fd) as lent:
+        try:
+            client = lent.accept()[0].detach()
+        except (BlockingIOError, ConnectionAbortedError):
+            return None
+    os.set_blocking(client, False)
+    return client
+
+
+@_seam
+def connect_unix(fd: int, path: str) -> None:
+    with _as_socket(fd) as lent:
+        lent.connect(path)
+
+
 # Threads and signals
 
 
@@ -423,29 +500,21 @@ def thread_kick_signal() -> int:
     return signal.SIGRTMIN + 1
 
 
-@contextmanager
-def signals_blocked() -> Iterator[None]:
-    """Block every signal in the calling thread; a thread started inside inherits that from its first instruction."""
-    # Not signal.pthread_sigmask: it makes sets of Enum members, 190 us here, a tenth of a whole restore.
-    before = _Sigset()
-    _c_sigmask(signal.SIG_BLOCK, _every_signal, before)
-    try:
-        yield
-    finally:
-        _c_sigmask(signal.SIG_SETMASK, before, None)
-
-
 @_seam
 def start_thread(main: Callable[[], None]) -> int:
     """Run *main* on a new thread, every signal blocked from its first instruction; returns the thread's identity.
 
     Not threading.Thread: its `start` waits until the thread runs, which costs 100 us, and a time slice on a busy host.
+    Nor signal.pthread_sigmask: it makes sets of Enum members, 190 us here, a tenth of a whole restore.
     """
-    with signals_blocked():
-        try:
-            return _thread.start_new_thread(main, ())
-        except RuntimeError as error:
-            raise OSError(errno.EAGAIN, str(error)) from error
+    before = _Sigset()
+    _c_sigmask(signal.SIG_BLOCK, _every_signal, before)
+    try:
+        return _thread.start_new_thread(main, ())
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, str(error)) from error
+    finally:
+        _c_sigmask(signal.SIG_SETMASK, before, None)
 
 
 def drain_signal(number: int) -> None:
@@ -522,6 +591,10 @@ monotonic_ns = time.monotonic_ns
 
 def realtime_ns() -> int:
     return time.time_ns()
+
+
+def process_id() -> int:
+    return os.getpid()
 
 
 def urandom(length: int) -> bytes:

@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from snapkit.cli.keys import key_option, read_key
 from snapkit.cli.session import Session, session_options
 from snapkit.units import parse_len
 
@@ -16,6 +17,7 @@ from snapkit.units import parse_len
 @click.option("--vcpus", default=2, show_default=True, metavar="N", help="1 to 8 CPUs.")
 @click.option("--cpu", default="host", show_default=True, metavar="host|baseline", help="What CPUID says.")
 @click.option("--reboot", is_flag=True, help="Boot again when the guest asks for a reset, instead of exiting with 8.")
+@key_option
 @session_options
 def boot(
     kernel: str,
@@ -25,6 +27,7 @@ def boot(
     vcpus: int,
     cpu: str,
     reboot: bool,
+    key_file: str | None,
     **asked: Any,
 ) -> int:
     """Boot KERNEL (a bzImage, an ELF vmlinux, or an ELF file with a PVH entry) and run it until it ends.
@@ -50,9 +53,10 @@ def boot(
         machine.resume()
         return machine
 
-    session = Session(**asked)
+    key = read_key(key_file)
+    session = Session(**asked, key=key)
     while True:
         code = session.run(build)
         if not (reboot and session.ended is Reason.RESET):
             return code
-        session = Session(**asked, deadline_ns=session.deadline_ns)
+        session = Session(**asked, key=key, deadline_ns=session.deadline_ns)

@@ -44,7 +44,7 @@ def restore(
         if dry_run:
             _show_steps(prepared, as_json=asked["as_json"])
             return 0
-        session = Session(**asked, parent_id=prepared.image.preamble.snapshot_id)
+        session = Session(**asked, parent_id=prepared.image.preamble.snapshot_id, key=key)
 
         def build(loop: Any, console: Any) -> Machine:
             machine = Machine(loop, console, verify_memory=verify_memory or key is not None)

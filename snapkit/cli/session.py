@@ -33,7 +33,9 @@ class Session:
     snapshot_to: str | None
     then: str
     as_json: bool
+    memory_file: bool = False
     parent_id: bytes | None = None
+    key: bytes | None = None
     report: dict[str, Any] = field(default_factory=dict)
     deadline_ns: int | None = None
     """When the time allowed is over; from *timeout* at the first run, kept when a guest boots again."""
@@ -107,7 +109,9 @@ class Session:
             machine.pause()
             from snapkit.restore.save import save_snapshot
 
-            result = save_snapshot(machine, path, parent_id=self.parent_id)
+            result = save_snapshot(
+                machine, path, parent_id=self.parent_id, key=self.key, memory_file=self.memory_file
+            )
         except SnapkitError as error:
             if self.then == "stop":
                 machine.request_stop(Stop(Reason.FAILED, "snapshot", error))
@@ -117,6 +121,7 @@ class Session:
             self.report["snapshot"] = {
                 "file": result.path,
                 "id": result.snapshot_id.hex(),
+                **({"memory_file": result.memory_path} if result.memory_path else {}),
                 "memory_written": result.written,
                 "ms": (host.monotonic_ns() - before_ns) // 1_000_000,
             }
@@ -152,6 +157,11 @@ def session_options(command: F) -> F:
             default="stop",
             show_default=True,
             help="After the snapshot.",
+        ),
+        click.option(
+            "--memory-file",
+            is_flag=True,
+            help="Put the snapshot's memory into a new file beside it, NAME.<snapshot id>.mem; keep the two together.",
         ),
         click.option("--snapshot-to", metavar="FILE", help="Where the snapshot goes."),
         click.option("--snapshot-when", metavar="TEXT", help="Snapshot when TEXT appears on the serial port."),

@@ -3,7 +3,7 @@
 from snapkit import host
 from snapkit.errors import InternalError
 from snapkit.restore.target import Source
-from snapkit.restore.writer import WriteResult, write_image
+from snapkit.restore.writer import WriteResult, memory_name, write_image
 from snapkit.state.machine import MachineState
 from snapkit.state.releases import current_release
 from snapkit.state.schema import SectionId
@@ -11,9 +11,18 @@ from snapkit.version import __version__
 
 
 def save_snapshot(
-    source: Source, path: str, *, parent_id: bytes | None = None, key: bytes | None = None
+    source: Source,
+    path: str,
+    *,
+    parent_id: bytes | None = None,
+    key: bytes | None = None,
+    memory_file: bool = False,
+    memory_path: str | None = None,
 ) -> WriteResult:
     """Write *source*, which must be paused, to *path*; it stays paused and unharmed, whatever happens.
+
+    With *memory_file* its memory goes into a file of its own beside *path*, with a new name that contains the
+    snapshot's id; with *memory_path* it goes there. No such file may exist.
 
     Raises HostError when the host fails, ConfigError when *path* cannot be written to.
     """
@@ -23,6 +32,9 @@ def save_snapshot(
     if not isinstance(machine, MachineState):
         raise InternalError("the machine section is not of its current version")
     memory = source.memory_spans()
+    snapshot_id = host.urandom(16)
+    if memory_path is None and memory_file:
+        memory_path = memory_name(path, snapshot_id)
     return write_image(
         path,
         sections=sections,
@@ -30,7 +42,7 @@ def save_snapshot(
         architecture=machine.architecture,
         release=current_release().release,
         machine_id=machine.machine_id,
-        snapshot_id=host.urandom(16),
+        snapshot_id=snapshot_id,
         parent_id=parent_id or bytes(16),
         facts={
             "vcpus": machine.vcpu_count,
@@ -39,4 +51,5 @@ def save_snapshot(
         },
         producer=f"snapkit {__version__}",
         key=key,
+        memory_path=memory_path,
     )

@@ -7,8 +7,6 @@ so they are read in one call.
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Self
 
 from snapkit import host
@@ -80,13 +78,24 @@ class Source:
         self.close()
 
 
-@contextmanager
-def naming(path: str) -> Iterator[None]:
-    """Put *path* before the message of any ImageError from inside that does not begin with it."""
-    try:
-        yield
-    except ImageError as error:
-        message = str(error.args[0])
-        if message.startswith(path):
-            raise
-        raise ImageError(f"{path}: {message}", findings=error.findings) from error
+class _Naming:
+    """`naming` as a plain context manager: made from a generator it costs three times as much, on every restore."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, ImageError):
+            message = str(error.args[0])
+            if not message.startswith(self._path):
+                raise ImageError(f"{self._path}: {message}", findings=error.findings) from error
+
+
+def naming(path: str) -> _Naming:
+    """Put *path* before the message of any ImageError from inside a with block that does not begin with it."""
+    return _Naming(path)

@@ -4,9 +4,12 @@ Saving: MP_STATE first (reading it can change the local APIC), events last (read
 Loading: CPUID before everything that it bounds, SREGS before the LAPIC (the APIC base), the LAPIC before its MSRs,
 REGS before the events (setting registers clears exceptions). The time-stamp counter, and the deadline that is measured
 by it, are written by `start_clock` when the machine first runs, or they would run on while it waits paused.
+CPUID is saved as it was told, not as KVM_GET_CPUID2 gives it back: some KVMs (measured: PVM) answer with leaves and
+features of their own host there, which would make a `baseline` snapshot depend on where it was written.
 Source: Documentation/virt/kvm/api.rst, arch/x86/kvm/x86.c.
 """
 
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -48,6 +51,7 @@ class X86Vcpu:
         self._args = args
         self._fd = args.fd
         self._pending = pending
+        self._told: list[CpuidEntry] = []
         self._held_clock: dict[int, int] = {}
         self._msr_indices: list[int] | None = None
 
@@ -65,7 +69,7 @@ class X86Vcpu:
         if state is None:
             return
         fd = self._fd
-        fd.set_cpuid(state.cpuid)
+        self._tell(state.cpuid)
         if state.tsc_khz and state.tsc_khz != fd.get_tsc_khz():
             fd.set_tsc_khz(state.tsc_khz)
         fd.set_mp_state(state.mp_state)
@@ -97,8 +101,7 @@ class X86Vcpu:
         xsave, xcrs = fd.get_xsave(self._xsave_len()), fd.get_xcrs()
         debugregs, lapic = fd.get_debugregs(), fd.get_lapic()
         tsc_khz = self.tsc_khz()
-        cpuid = fd.get_cpuid()
-        saved = fd.get_msrs(self._state_msrs(cpuid))
+        saved = fd.get_msrs(self._state_msrs(self._told))
         self._settle_clock(saved)
         return VcpuState(
             id=self.id,
@@ -110,7 +113,7 @@ class X86Vcpu:
             xcrs=xcrs,
             debugregs=debugregs,
             lapic=lapic,
-            cpuid=cpuid,
+            cpuid=[copy(entry) for entry in self._told],
             msrs=saved,
             events=fd.get_events(),
         )
@@ -118,7 +121,7 @@ class X86Vcpu:
     def reset(self, cpuid: list[CpuidEntry], entry: "BootEntry | None") -> None:
         """Make a fresh vCPU what firmware would leave: *entry* for the boot CPU, None for one that waits for SIPI."""
         fd = self._fd
-        fd.set_cpuid(cpuid)
+        self._tell(cpuid)
         lapic = bytearray(fd.get_lapic())
         for register, delivery in ((_LVT_LINT0, _DELIVERY_EXTINT), (_LVT_LINT1, _DELIVERY_NMI)):
             lapic[register : register + 4] = delivery.to_bytes(4, "little")
@@ -139,6 +142,10 @@ class X86Vcpu:
     def tell_paused(self) -> None:
         """Tell the guest's watchdog that it was stopped."""
         self._fd.tell_paused()
+
+    def _tell(self, cpuid: list[CpuidEntry]) -> None:
+        self._fd.set_cpuid(cpuid)
+        self._told = cpuid
 
     def _xsave_len(self) -> int:
         return max(abi_x86.XSAVE_LEN, self._args.vm.fd.extension(abi.KVM_CAP_XSAVE2))
