@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 # What is missing is skipped and named, unless it is required: SNAPKIT_REQUIRE=kvm,lab
 export SNAPKIT_REQUIRE ?=
 
-.PHONY: demo test test-all test-rest lint setup schemas bench soak clean
+.PHONY: release demo test test-all test-rest lint setup schemas bench soak clean
 
 demo: $(VENV)/stamp  ## boot, snapshot and restore a tiny guest; in the lab's machine where there is no /dev/kvm
 	@$(BIN)/python tests/lab/demo.py
@@ -33,6 +33,9 @@ lint: $(VENV)/stamp
 
 schemas: $(VENV)/stamp  ## write schemas/ anew from the States
 	$(BIN)/snapkit schema generate
+
+release: setup lint  ## freeze what is worked on: schemas, goldens, wheel; or say what is missing
+	$(BIN)/python -m tools.release
 
 bench: setup  ## ratios against a floor or a peer measured in the same run
 	$(PYTEST) -m bench -s tests/bench

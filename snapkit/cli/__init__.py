@@ -4,6 +4,7 @@ Every verb has ``--json``; results go to stdout, talk goes to stderr. Errors are
 `snapkit.errors`; a traceback appears only with ``--debug``.
 """
 
+import io
 import os
 import sys
 from importlib import import_module
@@ -19,8 +20,13 @@ COMMANDS = {
     "demo": "boot a tiny guest, snapshot it mid-work, restore it three times at once",
     "doctor": "say what this host can do",
     "inspect": "show what is in a snapshot",
+    "pause": "hold a running machine still",
     "restore": "run a snapshot",
+    "resume": "let a paused machine run",
     "schema": "list, show and check the schemas of saved state",
+    "snapshot": "snapshot a running machine",
+    "status": "say what a running machine is doing",
+    "stop": "end a running machine",
     "verify": "check every byte and every invariant of a snapshot",
 }
 """Each command with its one-line help; the module of the same name holds the function of the same name."""
@@ -55,12 +61,16 @@ def snapkit(debug: bool) -> None:
       snapkit boot vmlinuz --initrd initrd.img --snapshot-when ready --snapshot-to vm.snap
       snapkit restore vm.snap
       snapkit inspect vm.snap vcpu-x86-64/0.sregs
+      snapkit restore vm.snap --control vm.sock
+      snapkit snapshot vm.sock later.snap
     """
 
 
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
     debug = "--debug" in sys.argv[1:2]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may be no text at all
     try:
         code = snapkit.main(prog_name="snapkit", standalone_mode=False)
     except click.ClickException as error:
@@ -88,6 +98,13 @@ def main() -> NoReturn:
 
 def explain(error: SnapkitError) -> None:
     """Tell an error to a person: what happened, then how it came about."""
-    click.echo(f"snapkit: {error}", err=True)
+    click.echo(f"snapkit: {harmless(str(error))}", err=True)
     for note in getattr(error, "__notes__", ()):
-        click.echo(f"  {note}", err=True)
+        click.echo(f"  {harmless(note)}", err=True)
+
+
+def harmless(text: str) -> str:
+    """Return *text*, perhaps from a hostile file, with what could command a terminal escaped; line ends stay."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in text)

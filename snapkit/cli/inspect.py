@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from snapkit.cli import harmless
 from snapkit.cli.keys import key_option, read_key
 from snapkit.units import format_len
 
@@ -63,7 +64,7 @@ def _show_value(file: str, path: str, key: bytes | None, *, as_json: bool, whole
         click.echo(json.dumps({"path": located.path, "value": as_data(located.value)}))
         return
     for line in tree(located, whole=whole):
-        click.echo(line)
+        click.echo(harmless(line))
 
 
 def _as_data(description: "Description") -> dict[str, Any]:
@@ -99,11 +100,11 @@ def _show(description: "Description") -> None:
             rows.append((name, format_len(value) if name == "memory" and isinstance(value, int) else str(value)))
         rows += [("ram", f"{region.gpa:#x}-{region.gpa + region.length - 1:#x}") for region in manifest.memory.regions]
     for name, text in rows:
-        click.echo(f"{name:<9} {text}")
+        click.echo(f"{harmless(name):<9} {harmless(text)}")
     if manifest is not None:
         click.echo("sections")
         for entry in manifest.sections:
             needed = "" if entry.required else ", optional"
             click.echo(f"  {entry.path:<24} version {entry.version}, {entry.length} bytes{needed}")
     for remark in description.remarks:
-        click.echo(f"note      {remark}")
+        click.echo(f"note      {harmless(remark)}")

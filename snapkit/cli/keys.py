@@ -7,8 +7,6 @@ import click
 from snapkit import host
 from snapkit.errors import ConfigError, HostError
 
-KEY_LEN = 32
-
 key_option = click.option("--key-file", metavar="K", help="32 bytes (or 64 hex digits) that key the file's digests.")
 
 
@@ -16,6 +14,9 @@ def read_key(path: str | None) -> bytes | None:
     """Return the key in the file at *path*; None for no path. Raises ConfigError when it holds none."""
     if path is None:
         return None
+    # Imported here: it pulls BLAKE3 in, which a command without a key may not need.
+    from snapkit.restore.digest import KEY_LEN, key_from
+
     try:
         fd = host.open_fd(path, os.O_RDONLY | os.O_NONBLOCK)
     except HostError as error:
@@ -26,12 +27,4 @@ def read_key(path: str | None) -> bytes | None:
         raise ConfigError(f"key file {path} cannot be read: {error}") from error
     finally:
         host.close(fd)
-    if len(content) == KEY_LEN:
-        return content
-    try:
-        key = bytes.fromhex(content.decode("ascii"))
-    except ValueError:
-        key = b""
-    if len(key) != KEY_LEN:
-        raise ConfigError(f"key file {path} has {len(content)} bytes, must have {KEY_LEN}, or {2 * KEY_LEN} hex digits")
-    return key
+    return key_from(content, what=f"key file {path}")

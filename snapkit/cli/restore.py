@@ -35,10 +35,11 @@ def restore(
       snapkit restore vm.snap --timeline --exit-when "tick 500" --timeout 10
     """
     from snapkit.restore.restore import prepare
+    from snapkit.vmm.arch.x86_64.platform import ARCHITECTURE
     from snapkit.vmm.machine import Machine
 
     key = read_key(key_file)
-    with prepare(file, key=key, paused=paused) as prepared:
+    with prepare(file, key=key, paused=paused, architecture=ARCHITECTURE) as prepared:
         for dropped in prepared.dropped:
             click.echo(f"snapkit: not restored: {dropped}", err=True)
         if dry_run:

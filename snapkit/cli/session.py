@@ -5,9 +5,10 @@
 
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -16,7 +17,12 @@ from snapkit.errors import ConfigError, SnapkitError, StateViolation
 from snapkit.vmm.backends.console import Console
 from snapkit.vmm.loop import Loop
 from snapkit.vmm.machine import Machine
-from snapkit.vmm.run_state import Reason, Stop
+from snapkit.vmm.run_state import Reason, RunState, Stop
+
+if TYPE_CHECKING:
+    from snapkit.vmm.backends.http_server import HttpServer
+    from snapkit.vmm.backends.reply import Answer, Reply
+    from snapkit.vmm.control import Control
 
 F = TypeVar("F", bound=Callable[..., Any])
 _TIMEOUT_MAX_S = 10**9
@@ -36,6 +42,7 @@ class Session:
     memory_file: bool = False
     parent_id: bytes | None = None
     key: bytes | None = None
+    control: str | None = None
     report: dict[str, Any] = field(default_factory=dict)
     deadline_ns: int | None = None
     """When the time allowed is over; from *timeout* at the first run, kept when a guest boots again."""
@@ -48,6 +55,8 @@ class Session:
         """Build the machine, run it, tell how it ended; returns the exit code."""
         if (self.snapshot_when is None) != (self.snapshot_to is None):
             raise ConfigError("--snapshot-when and --snapshot-to go together: when to snapshot, and to which file")
+        if self.memory_file and self.snapshot_to is None:
+            raise ConfigError("--memory-file goes with --snapshot-to: it says where that snapshot's memory goes")
         if self.timeout is not None and not 0 <= self.timeout <= _TIMEOUT_MAX_S:
             raise ConfigError(f"timeout is {self.timeout}, must be seconds, at least 0 and at most {_TIMEOUT_MAX_S}")
         if self.timeout is not None and self.deadline_ns is None:
@@ -61,7 +70,10 @@ class Session:
             stack.enter_context(
                 host.on_signals((host.SIGINT, host.SIGTERM, host.SIGHUP), lambda number: self._signalled(loop, number))
             )
+            server = None if self.control is None else stack.enter_context(_listen(loop, self.control))
             machine = self._machine = stack.enter_context(build(loop, console))
+            if server is not None:
+                server.serve(self._api(machine))
             stop = machine.run()
         if stop.reason is Reason.RESET and self._signal is not None:
             stop = self._signal  # it came while the machine was closed: there must be no second boot
@@ -105,8 +117,10 @@ class Session:
             return
         self._tried = True
         before_ns = host.monotonic_ns()
+        ran = machine.run_state is RunState.RUNNING  # or the control socket was faster
         try:
-            machine.pause()
+            if ran:
+                machine.pause()
             from snapkit.restore.save import save_snapshot
 
             result = save_snapshot(
@@ -128,8 +142,23 @@ class Session:
             click.echo(f"snapkit: snapshot written to {path}", err=True)
         if self.then == "stop":
             machine.request_stop(Stop(Reason.STOPPED, f"snapshot written to {path}"))
-        else:
+        elif ran:
             machine.resume()
+
+    def _api(self, machine: Machine) -> "Answer":
+        """Return what answers requests. All that it needs is imported by the first of them, while the guest runs."""
+        began_ns, made = host.monotonic_ns(), list["Control"]()
+
+        def answer(method: str, target: str, body: bytes) -> "Reply":
+            if not made:
+                from snapkit.restore.save import save_snapshot
+                from snapkit.vmm.control import Control
+
+                save = partial(save_snapshot, machine, parent_id=self.parent_id, key=self.key)
+                made.append(Control(machine, save, parent_id=self.parent_id, began_ns=began_ns))
+            return made[0].answer(method, target, body)
+
+        return answer
 
     def _tell(self, stop: Stop) -> None:
         if stop.error is not None:
@@ -145,11 +174,19 @@ class Session:
             click.echo(f"snapkit: {stop.reason}{detail}", err=True)
 
 
+def _listen(loop: Loop, path: str) -> "closing[HttpServer]":
+    """Take the control socket before the machine is there, so that a second one on the same socket never runs."""
+    from snapkit.vmm.backends.http_server import HttpServer
+
+    return closing(HttpServer(loop, path))
+
+
 def session_options(command: F) -> F:
     """Add the options of a `Session` to a command."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="End with a line of JSON that says what happened."),
         click.option("--timeout", type=float, metavar="S", help="Stop after S seconds; exit 124."),
+        click.option("--control", metavar="SOCK", help="Take orders on this Unix socket: `snapkit pause SOCK`, ..."),
         click.option("--exit-when", metavar="TEXT", help="Stop when TEXT appears on the serial port; exit 0."),
         click.option(
             "--then",

@@ -28,6 +28,8 @@ def verify(file: str, as_json: bool, key_file: str | None) -> int:
 
     findings: list[Finding] = []
     with prepare(file, key=read_key(key_file)) as prepared:
+        for dropped in prepared.dropped:
+            click.echo(f"snapkit: not checked: {dropped}", err=True)
         length = prepared.image.memory.length
         with click.progressbar(
             length=length or 1, label="memory", file=sys.stderr, hidden=not sys.stderr.isatty()

@@ -10,6 +10,7 @@ already locked, or without a name, takes another.
 import errno
 import os
 import re
+from collections.abc import Callable
 from typing import Self
 
 from snapkit import host
@@ -25,8 +26,10 @@ _BAD_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errn
 class TemporaryFile:
     """A file in the making. `commit` puts it under its name; leaving the `with` without that removes it."""
 
-    def __init__(self, target: str, *, stem: str | None = None) -> None:
+    def __init__(self, target: str, *, stem: str | None = None, bury: Callable[[int, str], None] | None = None) -> None:
         """Create it beside *target*; leftovers are recognised by *stem*, by default the target's name.
+
+        *bury* is called with the fd and the path of a leftover before it is removed.
 
         Raises ConfigError when there can be no file of that name.
         """
@@ -35,7 +38,7 @@ class TemporaryFile:
         self._directory = os.path.dirname(target) or "."
         self._stem = _short(stem or os.path.basename(target))
         self.committed = False
-        self._remove_leftovers()
+        self._remove_leftovers(bury)
         self.fd, self.path = self._create()
 
     def sync(self) -> None:
@@ -112,7 +115,7 @@ class TemporaryFile:
             host.close(fd)  # a cleaner was faster, and removes it
         raise HostError("open_fd", errno.EEXIST, f"{self._directory!r}: every temporary name is taken")
 
-    def _remove_leftovers(self) -> None:
+    def _remove_leftovers(self, bury: Callable[[int, str], None] | None) -> None:
         """Remove temporary files of this target whose writer is gone. What cannot be removed is left: it harms nobody."""
         pattern = re.compile(rf"\.{re.escape(self._stem)}\.[0-9a-f]{{16}}\.tmp")
         try:
@@ -128,6 +131,8 @@ class TemporaryFile:
             try:
                 # Names are never used twice, so this one is still the file that is locked, or nothing any more.
                 if host.is_regular(host.fstat(fd).st_mode) and _try_lock(fd):
+                    if bury is not None:
+                        bury(fd, path)
                     _unlink(path)
             except HostError:
                 continue

@@ -19,7 +19,7 @@ from snapkit import host
 from snapkit.errors import ConfigError, InternalError
 from snapkit.restore.chunks import HOLE_ENTRY, RAW, count_chunks, pack_entry
 from snapkit.restore.digest import Digester
-from snapkit.restore.manifest import PHYSICAL_MAX, REGIONS_MAX, Region
+from snapkit.restore.manifest import PHYSICAL_MAX, RAM_MAX, REGIONS_MAX, Region
 from snapkit.restore.preamble import MEMORY_ALIGNMENT
 from snapkit.restore.resident import Residency
 from snapkit.units import CHUNK_LEN, PAGE_LEN, align_up
@@ -70,7 +70,11 @@ class Capture:
         for _gpa, source, length in self._sources:
             if not isinstance(source, int) and source.nbytes != length:
                 raise InternalError(f"a view of {source.nbytes} bytes was given for {length} bytes of memory")
-        if len(self.regions) > REGIONS_MAX or free_from > PHYSICAL_MAX:
+        if (
+            len(self.regions) > REGIONS_MAX
+            or free_from > PHYSICAL_MAX
+            or sum(region.length for region in self.regions) > RAM_MAX
+        ):
             raise ConfigError(f"memory has {len(self.regions)} regions up to {free_from:#x}, a file holds fewer")
 
     def write(self, fd: int, offset: int) -> tuple[bytes, int]:

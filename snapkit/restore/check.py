@@ -4,10 +4,12 @@ A single value out of its bounds never gets here: decoding refuses it. Each inva
 reason; `INVARIANTS` is the list that `check` runs.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from snapkit.errors import Finding
+from snapkit.restore.manifest import Manifest
 from snapkit.restore.pages import Pages
+from snapkit.restore.preamble import Preamble
 from snapkit.state import i8042, serial_16550
 from snapkit.state.i8042 import I8042State
 from snapkit.state.machine import EM_X86_64, MachineState
@@ -20,6 +22,7 @@ from snapkit.units import PAGE_LEN, PAGE_SHIFT
 Sections = Mapping[SectionId, State]
 Findings = Iterator[Finding]
 
+_SHOWN = 16
 _SINGLE_X86 = ("machine", "memory-layout", "irqchip-x86", "pit", "kvm-clock", "serial-16550", "i8042")
 
 
@@ -31,7 +34,7 @@ def sections_complete(sections: Sections, _pages: Pages) -> Findings:
             found[kind].append(instance)
     for kind, instances in found.items():
         if instances != ["0"]:
-            yield Finding(kind, "", f"there as {instances}", "there once, as instance 0", "sections.complete")
+            yield Finding(kind, "", f"there as {_few(instances)}", "there once, as instance 0", "sections.complete")
 
 
 def architecture_known(sections: Sections, _pages: Pages) -> Findings:
@@ -51,7 +54,7 @@ def vcpus_dense(sections: Sections, _pages: Pages) -> Findings:
     if not wanted:
         yield Finding("machine/0", "vcpu_count", "0", "at least 1", "vcpus.dense")
     if sorted(found) != sorted(wanted):
-        yield Finding("vcpu-x86-64", "", f"there as {sorted(found)}", f"there as {wanted}", "vcpus.dense")
+        yield Finding("vcpu-x86-64", "", f"there as {_few(found)}", f"there as {_few(wanted)}", "vcpus.dense")
     for instance, state in found.items():
         if isinstance(state, VcpuState) and str(state.id) != instance:
             yield Finding(f"vcpu-x86-64/{instance}", "id", str(state.id), instance, "vcpus.dense")
@@ -109,6 +112,34 @@ INVARIANTS: tuple[Callable[[Sections, Pages], Findings], ...] = (
 )
 
 
+def check_labels(sections: Sections, preamble: Preamble, manifest: Manifest) -> list[Finding]:
+    """Return where preamble and manifest, which people and tools read, say something else than the machine itself."""
+    machine, layout = sections.get(SectionId("machine", "0")), sections.get(SectionId("memory-layout", "0"))
+    if not isinstance(machine, MachineState) or not isinstance(layout, MemoryLayoutState):
+        return []  # `check` has said so
+    labels = [
+        ("preamble", "architecture", preamble.architecture, machine.architecture),
+        ("preamble", "machine_id", preamble.machine_id.hex(), machine.machine_id.hex()),
+    ]
+    facts: dict[str, object] = {
+        "vcpus": machine.vcpu_count,
+        "memory": sum(region.length for region in layout.regions),
+        "cpu": machine.cpu_profile,
+    }
+    labels += [("manifest", f"machine.{name}", manifest.machine.get(name, fact), fact) for name, fact in facts.items()]
+    return [
+        Finding(where, path, str(found), f"{wanted}, as the sections say", "labels")
+        for where, path, found, wanted in labels
+        if found != wanted
+    ]
+
+
 def check(sections: Sections, pages: Pages) -> list[Finding]:
     """Return everything that is wrong with the machine as a whole; empty when it may be rebuilt."""
     return [finding for invariant in INVARIANTS for finding in invariant(sections, pages)]
+
+
+def _few(names: Iterable[str]) -> str:
+    """Write *names* for a finding; of many, which only a hostile file has, the first few and how many there are."""
+    every = sorted(names)
+    return str(every) if len(every) <= _SHOWN else f"{every[:_SHOWN]} and {len(every) - _SHOWN} more"

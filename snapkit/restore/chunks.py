@@ -67,6 +67,14 @@ def pack_entry(offset: int, length: int, codec: int, digest: bytes) -> bytes:
 HOLE_ENTRY = pack_entry(0, 0, HOLE, bytes(DIGEST_LEN))
 
 
+def check_table_len(length: int, regions: Sequence[Region]) -> int:
+    """Return how many chunks *regions* have. Raises ImageError when a table of *length* bytes is not theirs."""
+    count = count_chunks(regions)
+    if length != count * ENTRY_LEN:
+        raise ImageError(f"the chunk table has {length} bytes, must have {ENTRY_LEN} for each of {count} chunks")
+    return count
+
+
 class ChunkTable:
     """A checked chunk table."""
 
@@ -75,11 +83,7 @@ class ChunkTable:
 
         Raises ImageError naming the first entry that is not what it must be.
         """
-        count = count_chunks(regions)
-        if len(table) != count * ENTRY_LEN:
-            raise ImageError(
-                f"the chunk table has {len(table)} bytes, must have {ENTRY_LEN} for each of {count} chunks"
-            )
+        count = check_table_len(len(table), regions)
         if memory_offset % MEMORY_ALIGNMENT:
             raise ImageError(f"memory starts at {memory_offset:#x}, must be a multiple of {MEMORY_ALIGNMENT:#x}")
         self.table = table

@@ -16,7 +16,7 @@ import os
 from typing import NamedTuple, Self
 
 from snapkit.errors import ConfigError, Finding, ImageError
-from snapkit.restore.chunks import ChunkTable
+from snapkit.restore.chunks import ChunkTable, check_table_len
 from snapkit.restore.container import extents, find_gaps, read_manifest
 from snapkit.restore.describe import Description, describe
 from snapkit.restore.digest import Digester
@@ -101,11 +101,15 @@ class Image:
             return self._payload(entry)
 
     def _payload(self, entry: SectionEntry) -> bytes:
+        stored = self._stored(entry)
+        return stored if entry.codec == "raw" else _decompress(stored, entry.length, f"section {entry.path}")
+
+    def _stored(self, entry: SectionEntry) -> bytes:
         what = f"section {entry.path}"
         stored = self._source.read(entry.offset, entry.stored_length, what)
         if not self._digester.matches(stored, bytes.fromhex(entry.digest)):
             raise ImageError(f"{what} does not match its digest: damaged")
-        return stored if entry.codec == "raw" else _decompress(stored, entry.length, what)
+        return stored
 
     def sections(self) -> Sections:
         """Decode every section into a State of the version that it is stored in.
@@ -145,7 +149,7 @@ class Image:
         findings: list[Finding] = []
         for entry in self.manifest.sections:
             try:
-                self.payload(entry)
+                self._stored(entry)
             except ImageError:
                 findings.append(Finding(entry.path, "", "damaged", "what its digest says"))
         return findings + self.memory.verify(progress)
@@ -176,10 +180,11 @@ class Image:
         preamble, source = self.preamble, self._source
         if preamble.separate_memory:
             source = self._memory_source = self._open_separate()
+        regions = self.manifest.memory.regions
+        check_table_len(preamble.chunks_len, regions)
         table_bytes = self._source.read(preamble.chunks_offset, preamble.chunks_len, "the chunk table")
         if not self._digester.matches(table_bytes, preamble.chunks_digest):
             raise ImageError("the chunk table does not match its digest: damaged")
-        regions = self.manifest.memory.regions
         table = ChunkTable(table_bytes, regions, memory_offset=preamble.memory_offset, memory_len=preamble.memory_len)
         for gap in table.gaps:
             if source.read(gap.offset, gap.length, gap.what) != bytes(gap.length):

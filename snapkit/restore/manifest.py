@@ -16,6 +16,9 @@ from snapkit.units import CHUNK_LEN, MIB, PAGE_LEN
 MANIFEST_LEN_MAX = MIB
 SECTIONS_MAX = 4096
 SECTION_LEN_MAX = 16 * MIB
+"""Of one section, and of all together once decompressed: a few megabytes must not become gigabytes."""
+RAM_MAX = 1 << 40
+"""Of all regions together: the chunk table is read whole, and a sparse file costs nothing to make as long as it likes."""
 REGIONS_MAX = 32
 PHYSICAL_MAX = 1 << 52
 
@@ -99,6 +102,7 @@ def decode_manifest(payload: bytes) -> Manifest:
     if _encoder.encode(manifest) != payload:
         raise ImageError("the manifest is not in canonical form (sorted keys, no spaces, no second spelling)")
     _check_regions(manifest.memory)
+    total = sum(entry.length for entry in manifest.sections)
     seen: set[tuple[str, str]] = set()
     for entry in manifest.sections:
         name = (entry.kind, entry.instance)
@@ -112,6 +116,8 @@ def decode_manifest(payload: bytes) -> Manifest:
             raise ImageError(
                 f"section {entry.path} is stored raw in {entry.stored_length} bytes, must be its {entry.length}"
             )
+    if total > SECTION_LEN_MAX:
+        raise ImageError(f"sections have {total} bytes together, must have at most {SECTION_LEN_MAX}")
     return manifest
 
 
@@ -128,3 +134,5 @@ def _check_regions(memory: MemoryEntry) -> None:
         free_from = region.gpa + region.length
         if free_from > PHYSICAL_MAX:
             raise ImageError(f"{where} ends at {free_from:#x}, must be at most {PHYSICAL_MAX:#x}")
+    if (total := sum(region.length for region in memory.regions)) > RAM_MAX:
+        raise ImageError(f"memory.regions have {total} bytes together, must have at most {RAM_MAX}")

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from snapkit.errors import ImageError
-from snapkit.restore.check import check
+from snapkit.errors import Finding, ImageError, IncompatibleHost
+from snapkit.restore.check import check, check_labels
 from snapkit.restore.image import Image
 from snapkit.restore.pipeline import Timeline, run_steps
 from snapkit.restore.plan import Steps, plan
+from snapkit.restore.preamble import ARCHITECTURES
+from snapkit.restore.source import naming
 from snapkit.restore.target import Target
 from snapkit.state.converters import upgrade_sections
 from snapkit.state.schema import SectionId, State
@@ -39,21 +41,26 @@ class Prepared:
         self.close()
 
 
-def prepare(path: str, *, key: bytes | None = None, paused: bool = False) -> Prepared:
+def prepare(path: str, *, key: bytes | None = None, paused: bool = False, architecture: int | None = None) -> Prepared:
     """Open, verify, decode, upgrade, check and plan the snapshot at *path*, touching nothing but the file.
 
-    Raises ConfigError when it is missing, ImageError with all findings when it is wrong.
+    *architecture* is the ELF machine number of the host that it is to run on; None when it is only looked at.
+
+    Raises ConfigError when it is missing, ImageError with all findings when it is wrong, IncompatibleHost when it is of
+    another architecture.
     """
     timeline = Timeline()
     with timeline.span("open", "preamble, manifest, chunk table and their digests"):
         image = Image.open(path, key=key)
     try:
+        if architecture is not None and architecture != image.preamble.architecture:
+            raise _other_architecture(path, image.preamble.architecture, architecture)
         with timeline.span("decode", "sections"):
             states, dropped = image.sections()
-        with timeline.span("upgrade", f"from {image.preamble.release}"):
+        with timeline.span("upgrade", f"from {image.preamble.release}"), naming(path):
             sections: Mapping[SectionId, State] = upgrade_sections(states, image.preamble.release)
         with timeline.span("check", "invariants across components"):
-            findings = check(sections, image.memory)
+            findings = [*check(sections, image.memory), *check_labels(sections, image.preamble, image.manifest)]
         if findings:
             raise ImageError(f"{path} does not hold a machine that could have been saved", findings=findings)
         with timeline.span("plan", "steps"):
@@ -62,3 +69,11 @@ def prepare(path: str, *, key: bytes | None = None, paused: bool = False) -> Pre
         image.close()
         raise
     return Prepared(image, sections, steps, dropped, timeline)
+
+
+def _other_architecture(path: str, found: int, wanted: int) -> IncompatibleHost:
+    names = [ARCHITECTURES.get(number, f"ELF machine {number}") for number in (found, wanted)]
+    finding = Finding(
+        "preamble", "architecture", f"{found} ({names[0]})", f"{wanted} ({names[1]})", "host.architecture"
+    )
+    return IncompatibleHost(f"{path} is of a machine that this host cannot run", findings=[finding])

@@ -1,7 +1,10 @@
 """From a running machine to a file: prepare all, then read all, then the memory, last."""
 
+import os
+from collections.abc import Callable
+
 from snapkit import host
-from snapkit.errors import InternalError
+from snapkit.errors import ConfigError, InternalError
 from snapkit.restore.target import Source
 from snapkit.restore.writer import WriteResult, memory_name, write_image
 from snapkit.state.machine import MachineState
@@ -18,14 +21,18 @@ def save_snapshot(
     key: bytes | None = None,
     memory_file: bool = False,
     memory_path: str | None = None,
+    captured: Callable[[], None] | None = None,
 ) -> WriteResult:
     """Write *source*, which must be paused, to *path*; it stays paused and unharmed, whatever happens.
 
     With *memory_file* its memory goes into a file of its own beside *path*, with a new name that contains the
-    snapshot's id; with *memory_path* it goes there. No such file may exist.
+    snapshot's id; with *memory_path* it goes there. No such file may exist. *captured* is called as soon as the guest
+    may go on, which is before the disk has it all; the save does not look at *source* any more.
 
     Raises HostError when the host fails, ConfigError when *path* cannot be written to.
     """
+    if memory_path is not None and _same_name(path, memory_path):
+        raise ConfigError(f"{memory_path} cannot be both the snapshot and its memory file")
     source.prepare_save()
     sections = source.save()
     machine = sections[SectionId("machine", "0")]
@@ -52,4 +59,10 @@ def save_snapshot(
         producer=f"snapkit {__version__}",
         key=key,
         memory_path=memory_path,
+        captured=captured,
     )
+
+
+def _same_name(first: str, second: str) -> bool:
+    directories = {os.path.realpath(os.path.dirname(path) or ".") for path in (first, second)}
+    return len(directories) == 1 and os.path.basename(first) == os.path.basename(second)

@@ -26,6 +26,7 @@ from snapkit.restore.manifest import (
     decode_manifest,
     encode_manifest,
 )
+from snapkit.restore.orphans import remove_memory_of
 from snapkit.restore.preamble import (
     FLAG_SEPARATE_MEMORY,
     ID_LEN,
@@ -123,7 +124,7 @@ def write_image(
     _check(preamble, digester)
     check_target(target)
     if separate is None:
-        with TemporaryFile(target) as snap:
+        with TemporaryFile(target, bury=remove_memory_of) as snap:
             end_of_sections = parts.place(MemoryEntry(regions=capture.regions))
             start = align_up(end_of_sections + preamble.chunks_len, MEMORY_ALIGNMENT)
             table, end = capture.write(snap.fd, start)
@@ -136,10 +137,14 @@ def write_image(
             snap.commit()
         length = end
     else:
-        if host.exists(separate):
-            raise ConfigError(f"{separate} exists already, and is never overwritten")
         # Both temporaries go by the snapshot's name, so that its next writer finds what a killed one left of either.
-        with TemporaryFile(separate, stem=os.path.basename(target)) as pages, TemporaryFile(target) as snap:
+        # The snapshot's comes first: what is left of it names the memory file that is to go with it.
+        with (
+            TemporaryFile(target, bury=remove_memory_of) as snap,
+            TemporaryFile(separate, stem=os.path.basename(target), bury=remove_memory_of) as pages,
+        ):
+            if host.exists(separate):
+                raise ConfigError(f"{separate} exists already, and is never overwritten")
             table, end = capture.write(pages.fd, MEMORY_ALIGNMENT)
             if captured is not None:
                 captured()

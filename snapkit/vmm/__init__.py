@@ -16,6 +16,10 @@ threads, kvm_run mappings, vCPU fds, VM fd, RAM.
 The guest cannot raise: a bad access gets the bus default and is counted. An exception out of a handler is a bug, ends
 the run as InternalError, and is told with its cause.
 
-Not done: PCI, virtio, the control socket, aarch64. The LAPIC's and the PIT's own timers start when they are loaded, not
+Orders from outside come over a Unix socket (`control`, on `backends.http_server`), on the loop's thread as well: a client
+that is slow, silent or broken loses its connection, and the guest never waits for one. A snapshot holds the loop until
+the disk has it, the guest only while its memory is read.
+
+Not done: PCI, virtio, aarch64. The LAPIC's and the PIT's own timers start when they are loaded, not
 when a machine restored as paused is first resumed.
 """

@@ -25,7 +25,7 @@ from snapkit.errors import ConfigError, InternalError, SnapkitError, StateViolat
 from snapkit.state.machine import MachineState
 from snapkit.units import MIB
 from snapkit.version import __version__
-from snapkit.vmm.backends.http import Reply
+from snapkit.vmm.backends.reply import Reply
 from snapkit.vmm.run_state import Reason, RunState, Stop
 
 T = TypeVar("T")
@@ -105,11 +105,14 @@ class SnapshotCreate(msgspec.Struct, forbid_unknown_fields=True):
 class Control:
     """The API of one machine. `answer` never raises."""
 
-    def __init__(self, machine: Driven, save: Save, *, parent_id: bytes | None = None) -> None:
+    def __init__(
+        self, machine: Driven, save: Save, *, parent_id: bytes | None = None, began_ns: int | None = None
+    ) -> None:
+        """*parent_id* is the snapshot that the machine came from; *began_ns* when it came to be, if not just now."""
         # Configuration
         self._machine, self._save, self._parent_id = machine, save, parent_id
         # Runtime glue
-        self._began_ns = host.monotonic_ns()
+        self._began_ns = host.monotonic_ns() if began_ns is None else began_ns
         self._last_snapshot: dict[str, Any] | None = None
         self._snapshots = self._failed_snapshots = 0
         self._routes: dict[tuple[str, str], Callable[[bytes], Reply]] = {

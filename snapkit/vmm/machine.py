@@ -5,8 +5,8 @@ Every step has its counterpart, and `close` takes whatever is there back in the 
 threads, kvm_run mappings and vCPU fds, the VM's fd, RAM.
 """
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Self
@@ -61,6 +61,7 @@ class Machine:
         # Runtime glue
         self.run_state = RunState.BUILDING
         self.stop_info: Stop | None = None
+        self.boot_source: BootConfig | None = None
         self._kvm: Kvm | None = None
         self._vm: Vm | None = None
         self._memory: GuestMemory | None = None
@@ -85,6 +86,7 @@ class Machine:
         if config.cpu not in {"host", "baseline"}:
             raise ConfigError(f"cpu is {config.cpu!r}, must be host or baseline")
         machine = cls(loop, console)
+        machine.boot_source = config
         with ExitStack() as undo:
             undo.callback(machine.close)
             machine._boot(config, regions)
@@ -290,6 +292,26 @@ class Machine:
         for chip in self._chips.values():
             chip.stop_clock()
 
+    @contextmanager
+    def held(self) -> Iterator[Callable[[], None]]:
+        """Hold the guest still in the with block; afterwards it goes on if it ran before, whatever happened.
+
+        What is yielded lets it go on earlier.
+        """
+        ran = self.run_state is RunState.RUNNING
+        if ran:
+            self.pause()
+        self._require("hold the guest", RunState.PAUSED, "let it be built, or boot it again")
+
+        def go_on() -> None:
+            if ran and self.run_state is RunState.PAUSED and self.stop_info is None:
+                self.resume()
+
+        try:
+            yield go_on
+        finally:
+            go_on()
+
     def run(self) -> Stop:
         """Serve the loop until the machine stops; returns why."""
         if self.stop_info is None:
@@ -361,6 +383,19 @@ class Machine:
             SectionId("memory-layout", "0"): memory.save(),
         }
         return first | vcpus | chips | devices
+
+    @property
+    def state(self) -> MachineState:
+        """Identity and shape."""
+        return self._need_state()
+
+    def counters(self) -> Mapping[str, Mapping[str, int]]:
+        """What the guest did that nothing was there for, since this process has it: per bus, and per device."""
+        vm = self._need_vm()
+        return {
+            "unclaimed": {bus.name: bus.unclaimed for bus in (vm.ports, vm.mmio)},
+            "faults": {str(section): device.faults for section, device in self._devices.items()},
+        }
 
     def memory_spans(self) -> Sequence[tuple[int, int, int]]:
         """RAM as (gpa, monitor's address, length)."""

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.kvm.harness import Census
+from tests.kvm.harness import Census, need_kvm
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-KVM = "/dev/kvm"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,13 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _kvm() -> None:
-    """Skip, naming what is missing, or fail where SNAPKIT_REQUIRE says that it must be there."""
-    if os.access(KVM, os.R_OK | os.W_OK):
-        return
-    reason = f"{KVM} is missing or may not be opened"
-    if "kvm" in os.environ.get("SNAPKIT_REQUIRE", "").split(","):
-        pytest.fail(f"{reason}, and SNAPKIT_REQUIRE asks for it")
-    pytest.skip(reason)
+    need_kvm()
 
 
 @pytest.fixture(autouse=True)

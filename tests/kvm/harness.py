@@ -27,6 +27,17 @@ from snapkit.vmm.vm import Vm
 
 PATIENCE_S = 60.0
 DEMO = guests.path("demo.elf")
+KVM = "/dev/kvm"
+
+
+def need_kvm() -> None:
+    """Skip, naming what is missing, or fail where SNAPKIT_REQUIRE says that it must be there."""
+    if os.access(KVM, os.R_OK | os.W_OK):
+        return
+    reason = f"{KVM} is missing or may not be opened"
+    if "kvm" in os.environ.get("SNAPKIT_REQUIRE", "").split(","):
+        pytest.fail(f"{reason}, and SNAPKIT_REQUIRE asks for it")
+    pytest.skip(reason)
 
 
 class Tape(Console):

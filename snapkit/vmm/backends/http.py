@@ -5,26 +5,15 @@ waits until it has taken its answer), and turns whatever is not HTTP into one la
 """
 
 import json
-from collections.abc import Callable
-from typing import NamedTuple
 
 import h11
+
+from snapkit.vmm.backends.reply import Answer, Reply
 
 HEAD_MAX = 8 << 10
 BODY_MAX = 50 << 10  # what Firecracker takes unless told otherwise
 _TOO_LARGE = 413
-
-
-class Reply(NamedTuple):
-    """What a request comes to: *body* is JSON, or nothing."""
-
-    status: int
-    body: bytes = b""
-    headers: tuple[tuple[str, str], ...] = ()
-
-
-Answer = Callable[[str, str, bytes], Reply]
-"""Called with method, target and body of each request; must not raise."""
+_REASONS = {200: "OK", 204: "No Content", 400: "Bad Request", 413: "Content Too Large", 500: "Internal Server Error"}
 
 
 class Conversation:
@@ -106,7 +95,7 @@ class Conversation:
             headers += [("content-type", "application/json"), ("content-length", str(len(reply.body)))]
         elif reply.status != 204:
             headers.append(("content-length", "0"))
-        self._send(h11.Response(status_code=reply.status, headers=headers))
+        self._send(h11.Response(status_code=reply.status, reason=_REASONS.get(reply.status, ""), headers=headers))
         if reply.body and not (self._request is not None and self._request.method == b"HEAD"):
             self._send(h11.Data(data=reply.body))
         self._send(h11.EndOfMessage())

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 from snapkit import host
 from snapkit.errors import HostError
+from snapkit.vmm.backends.reply import Answer
 from snapkit.vmm.backends.unix_listener import UnixListener
 from snapkit.vmm.loop import Loop
 
 if TYPE_CHECKING:
-    from snapkit.vmm.backends.http import Conversation, Reply
+    from snapkit.vmm.backends.http import Conversation
 
 CLIENTS_MAX = 16
 PATIENCE_NS = 30 * 10**9
@@ -51,7 +52,7 @@ class HttpServer:
         # Runtime glue
         self._loop = loop
         self._listener = UnixListener(path)
-        self._answer: Callable[[str, str, bytes], Reply] | None = None
+        self._answer: Answer | None = None
         self._clients: dict[int, _Client] = {}
         self._sweeping = False
         self.faults = 0
@@ -62,7 +63,7 @@ class HttpServer:
         """How many clients there are."""
         return len(self._clients)
 
-    def serve(self, answer: "Callable[[str, str, bytes], Reply]") -> None:
+    def serve(self, answer: Answer) -> None:
         """Have *answer* asked for every request from now on; it must not raise."""
         self._answer = answer
         self._loop.watch(self._listener.fd, host.EPOLLIN, lambda _events: self._accept())

@@ -13,6 +13,7 @@ from snapkit.errors import ConfigError, HostError
 
 BACKLOG = 128
 _PRIVATE_LEN = 10
+_Identity = tuple[int, int, int]
 _GONE = {errno.ENOENT, errno.ENOTDIR}
 _BAD_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG}
 
@@ -28,10 +29,12 @@ class UnixListener:
             raise ConfigError(f"{path!r} is no name for a socket")
         too_long = len(os.fsencode(path)) > host.UNIX_PATH_MAX
         if too_long or len(os.fsencode(directory)) + 1 + _PRIVATE_LEN > host.UNIX_PATH_MAX:
-            raise ConfigError(f"socket {path} has a path too long for a Unix socket, {host.UNIX_PATH_MAX} bytes at most")
+            raise ConfigError(
+                f"socket {path} has a path too long for a Unix socket, {host.UNIX_PATH_MAX} bytes at most"
+            )
         private = os.path.join(directory, f".{host.urandom((_PRIVATE_LEN - 1) // 2).hex()}")
         self.fd = host.unix_socket()
-        self._made: tuple[int, int] | None = None
+        self._made: _Identity | None = None
         try:
             host.fchmod(self.fd, 0o600)
             self._bind(private)
@@ -74,9 +77,12 @@ class UnixListener:
             raise
 
 
-def _identity(path: str) -> tuple[int, int]:
-    status = host.lstat_path(path)
-    return status.st_dev, status.st_ino
+def _identity(path: str) -> _Identity:
+    return _identity_in(host.lstat_path(path))
+
+
+def _identity_in(status: os.stat_result) -> _Identity:
+    return status.st_dev, status.st_ino, status.st_mtime_ns  # inode numbers are used again at once
 
 
 def _remove_stale(path: str) -> None:
@@ -99,7 +105,7 @@ def _remove_stale(path: str) -> None:
         if error.errno in _GONE:
             return
         raise
-    if _identity(aside) != (status.st_dev, status.st_ino):
+    if _identity(aside) != _identity_in(status):
         with suppress(HostError):
             host.link(aside, path)
         host.unlink(aside)

@@ -26,7 +26,6 @@ from snapkit.errors import InternalError
 from snapkit.units import Gpa, align_up
 from snapkit.vmm.arch.x86_64 import aml
 from snapkit.vmm.arch.x86_64.layout import (
-    ACPI_END,
     ECAM_LEN,
     ECAM_START,
     GSI_SERIAL,
@@ -34,6 +33,7 @@ from snapkit.vmm.arch.x86_64.layout import (
     LAPIC_GPA,
     RESET_PORT,
     RESET_VALUE,
+    RESET_ENTRY_GPA,
     RSDP_GPA,
     SERIAL_PORT,
     SERIAL_PORT_LEN,
@@ -81,8 +81,8 @@ def build_tables(vcpus: int, *, devices: Sequence[bytes] = ()) -> list[tuple[Gpa
         nonlocal free
         gpa = Gpa(free)
         free = align_up(free + len(table), _TABLE_ALIGNMENT)
-        if free > ACPI_END:
-            raise InternalError(f"ACPI tables end at {free:#x}, must end below {ACPI_END:#x}")
+        if free > RESET_ENTRY_GPA:
+            raise InternalError(f"ACPI tables end at {free:#x}, must end below {RESET_ENTRY_GPA:#x}")
         tables.append((gpa, table))
         return gpa
 

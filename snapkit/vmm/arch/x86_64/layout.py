@@ -82,6 +82,7 @@ VGA_START = Gpa(0xA_0000)
 ACPI_START = Gpa(0xE_0000)
 ACPI_END = Gpa(0x10_0000)
 RSDP_GPA = ACPI_START
+RESET_ENTRY_GPA = Gpa(0xF_FFF0)  # in the same reserved range, behind the tables: firmware.py
 HIMEM_START = Gpa(0x10_0000)
 
 E820_RAM = 1

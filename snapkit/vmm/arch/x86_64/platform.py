@@ -125,9 +125,10 @@ def with_topology(leaves: list[CpuidEntry], number: int, vcpus: int) -> list[Cpu
 
 def load_guest(memory: GuestMemory, vcpus: int, kernel: str, initrd: str | None, cmdline: str) -> "BootEntry":
     """Put firmware tables and the kernel into fresh RAM; return how the boot CPU starts."""
-    from snapkit.vmm.arch.x86_64 import acpi
+    from snapkit.vmm.arch.x86_64 import acpi, firmware
     from snapkit.vmm.arch.x86_64.boot import load_kernel
 
     for gpa, table in acpi.build_tables(vcpus):
         memory.write(gpa, table)
+    memory.write(layout.RESET_ENTRY_GPA, firmware.RESET_ENTRY)
     return load_kernel(memory, kernel, initrd_path=initrd, cmdline=cmdline)

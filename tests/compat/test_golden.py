@@ -1,0 +1,107 @@
+"""Every golden of every release: opened, checked, decoded as its release says, restored; and its guest goes on."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from snapkit.restore.image import Image
+from snapkit.state.codec import encode
+from snapkit.state.machine import MachineState
+from snapkit.state.releases import find_release
+from snapkit.state.schema import schema_of
+from snapkit.state.vcpu_x86_64 import VcpuState
+from tests.compat.conftest import GoldenFile
+from tests.compat.tree import CACHE
+from tests.kvm.harness import restored
+from tools import golden, wheels
+
+# The profile, declared once more: a slip in the program's own tables must not hide.
+BASELINE_LEAVES = {0, 1, 0x4000_0000, 0x8000_0000, 0x8000_0001, *range(0x8000_0002, 0x8000_0005), 0x8000_0008}
+IA32_TSC, MISC_ENABLE, PAT, EFER, KERNEL_GS_BASE = 0x10, 0x1A0, 0x277, 0xC000_0080, 0xC000_0102
+SYSENTER = {0x174, 0x175, 0x176}
+SYSCALL = {0xC000_0081, 0xC000_0082, 0xC000_0083, 0xC000_0084}
+MTRRS = {*range(0x200, 0x210), 0x250, 0x258, 0x259, *range(0x268, 0x270), 0x2FF}
+BASELINE_MSRS = {IA32_TSC, MISC_ENABLE, PAT, EFER, KERNEL_GS_BASE} | SYSENTER | SYSCALL | MTRRS
+# Intel SDM volume 2, CPUID leaf 1: what a host of 2006 may lack. In ECX all but SSE3, CMPXCHG16B, x2APIC, hypervisor.
+LEAF1_ECX = 1 << 0 | 1 << 13 | 1 << 21 | 1 << 31
+INVARIANT_TSC = 1 << 8
+FXSAVE_AND_HEADER_LEN, KVM_XSAVE_LEN = 576, 4096
+LEGACY_COMPONENTS = 0b11  # XSTATE_BV: x87 and SSE
+
+
+def vcpus(file: GoldenFile) -> list[VcpuState]:
+    with Image.open(file.path) as image:
+        states = [state for state in image.sections().states.values() if isinstance(state, VcpuState)]
+    assert len(states) == file.about.vcpus
+    return states
+
+
+def test_opens_and_every_byte_matches_its_digest(golden_file: GoldenFile) -> None:
+    with Image.open(golden_file.path) as image:
+        assert image.verify() == []
+        assert image.preamble.release == golden_file.release
+        assert (image.preamble.architecture, image.preamble.page_shift) == (62, 12)  # EM_X86_64, 4 KiB
+        assert sum(region.length for region in image.manifest.memory.regions) == golden_file.about.memory == 2 << 20
+
+
+def test_decodes_at_the_versions_of_its_release_to_the_same_bytes(golden_file: GoldenFile) -> None:
+    release = find_release(golden_file.release)
+    assert release is not None
+    with Image.open(golden_file.path) as image:
+        states = image.sections().states
+        assert {name.kind: schema_of(state).version for name, state in states.items()} == dict(release.kinds)
+        assert [encode(state) for state in states.values()] == [image.payload(entry) for entry in image.entries]
+
+
+@pytest.mark.usefixtures("_exits_beside_busy_threads", "kvm")
+def test_restores_and_its_guest_goes_on_to_the_byte(golden_file: GoldenFile) -> None:
+    about = golden_file.about
+    with restored(str(golden_file.path)) as rig:
+        rig.run().tape.wait_for(golden.go_on_text(about))
+        assert len(about.went_on(rig.tape.text)) >= 2
+        rig.healthy()
+
+
+@pytest.mark.usefixtures("kvm")
+def test_its_own_release_still_reads_and_restores_it(golden_file: GoldenFile, tmp_path: Path) -> None:
+    python = wheels.stored_environment(golden_file.wheel, CACHE / "wheels", golden_file.environments)
+    words = [python, "-P", "-m", "snapkit", "inspect", golden_file.path]
+    shown = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert golden_file.release in shown.stdout
+    assert len(golden.restore([str(python.with_name("snapkit"))], golden_file.path, golden_file.about)) >= 2
+
+
+def test_needs_no_counter_rate_and_no_clock_of_the_host(golden_file: GoldenFile) -> None:
+    with Image.open(golden_file.path) as image:
+        (machine,) = (state for state in image.sections().states.values() if isinstance(state, MachineState))
+    assert (machine.tsc_khz, machine.cpu_profile) == (0, "baseline")
+    for state in vcpus(golden_file):
+        leaves = {entry.function: entry for entry in state.cpuid}
+        assert state.tsc_khz == 0
+        name = leaves[0x4000_0000]
+        signature = b"".join(word.to_bytes(4, "little") for word in (name.ebx, name.ecx, name.edx))
+        assert signature != b"KVMKVMKVM\0\0\0"
+        assert 0x4000_0001 not in leaves, "where KVM would offer its clock"
+        power = leaves.get(0x8000_0007)
+        assert power is None or not power.edx & INVARIANT_TSC
+        assert {0x12, 0x4B56_4D01}.isdisjoint(msr.index for msr in state.msrs), "the clock's own registers"
+
+
+def test_tells_the_guest_nothing_of_the_host_that_wrote_it(golden_file: GoldenFile) -> None:
+    for state in vcpus(golden_file):
+        assert {entry.function for entry in state.cpuid} == BASELINE_LEAVES
+        leaves = {entry.function: entry for entry in state.cpuid}
+        assert leaves[1].ecx & ~LEAF1_ECX == 0
+        assert leaves[0x8000_0008].eax & 0xFF >= 40
+        assert {msr.index for msr in state.msrs} <= BASELINE_MSRS
+        assert len(state.msrs) == len({msr.index for msr in state.msrs})
+
+
+def test_holds_no_vector_state_that_another_processor_may_lack(golden_file: GoldenFile) -> None:
+    for state in vcpus(golden_file):
+        assert [(entry.xcr, entry.value) for entry in state.xcrs] in ([], [(0, 1)])
+        assert len(state.xsave) == KVM_XSAVE_LEN
+        assert int.from_bytes(state.xsave[512:520], "little") & ~LEGACY_COMPONENTS == 0
+        assert state.xsave[FXSAVE_AND_HEADER_LEN:] == bytes(KVM_XSAVE_LEN - FXSAVE_AND_HEADER_LEN)

@@ -1,0 +1,97 @@
+"""A snapshot of a machine that worked, and the same taken apart, so that a test can change one part and sign it again.
+
+Where there is no /dev/kvm a machine is made up: every kind of section with its smallest values.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from snapkit.state import codec
+from snapkit.state.schema import KINDS, SectionId, State, versions_of
+from snapkit.state.shape import shape_of
+from tests.contract.generate import smallest
+from tests.restore.forge import ENTRY, PREAMBLE, Forge, Section, snapshot_parts
+from tests.restore.machines import MACHINE_ID, MIB, ram, save, sections
+
+HAS_KVM = os.access("/dev/kvm", os.R_OK | os.W_OK)
+VCPUS = 2
+
+
+def write_real(path: Path) -> Path:
+    """Snapshot the demo guest, working on two CPUs in 2 MiB, to *path*."""
+    if not HAS_KVM:
+        states = made_up()
+        save(path, ram(2 * MIB, {4096: b"made up" * 500}), sections=states, facts={"cpu": "host", "vcpus": VCPUS})
+        return path
+    from tests.kvm.harness import booted  # it needs Linux
+
+    with booted(vcpus=VCPUS) as rig:
+        rig.run()
+        rig.tape.wait_for("tick 30")
+        rig.save(str(path))
+    return path
+
+
+def made_up() -> dict[SectionId, State]:
+    """Return sections of every kind that may be a machine's, without a machine."""
+    states = sections(2 * MIB)
+    for kind in KINDS:
+        schema = versions_of(kind)[max(versions_of(kind))]
+        for number in range(VCPUS if kind == "vcpu-x86-64" else 1):
+            state = smallest(shape_of(schema.type))
+            if hasattr(state, "id"):
+                state.id = number
+            states.setdefault(SectionId(kind, str(number)), state)
+    machine: Any = states[SectionId("machine", "0")]
+    machine.vcpu_count = VCPUS
+    return states
+
+
+def taken_apart(path: Path) -> Forge:
+    """Return what writes the file at *path* again, byte for byte, unless it is changed."""
+    content = path.read_bytes()
+    parts = snapshot_parts(content)
+    manifest = json.loads(content[4096 : 4096 + parts["manifest_len"]])
+    stored = []
+    for entry in manifest["sections"]:
+        payload = content[entry["offset"] : entry["offset"] + entry["stored_length"]]
+        words = {name: entry[name] for name in ("kind", "instance", "version", "required", "codec", "length")}
+        stored.append(Section(payload=payload, **words))
+    table = content[parts["chunks_offset"] : parts["chunks_offset"] + parts["chunks_len"]]
+    chunks = [
+        content[offset : offset + length] if number else None for offset, length, number, _ in ENTRY.iter_unpack(table)
+    ]
+
+    def describe(made: dict[str, Any]) -> None:
+        made["machine"] = manifest["machine"]
+        made["memory"] = manifest["memory"]
+
+    kept = ("architecture", "release", "machine_id", "created_ns", "parent_id", "snapshot_id", "producer", "kernel")
+    return Forge(sections=stored, chunks=chunks, preamble={name: parts[name] for name in kept}, manifest=describe)
+
+
+def states_of(forge: Forge) -> dict[SectionId, Any]:
+    """Decode the sections of *forge*."""
+    return {
+        SectionId(one.kind, one.instance): codec.decode(versions_of(one.kind)[one.version], one.payload, where="")
+        for one in forge.sections
+    }
+
+
+def with_states(forge: Forge, states: Mapping[SectionId, State], **changes: Any) -> Forge:
+    """Return *forge* with these sections."""
+    stored = [Section(name.kind, name.instance, codec.encode(state)) for name, state in states.items()]
+    return replace(forge, sections=stored, **changes)
+
+
+def re_labelled(content: bytes, forge: Forge, **fields: Any) -> bytes:
+    """Return *content* with fields of its preamble changed and the preamble's digest made right."""
+    head = bytearray(content[:4064])
+    for name, value in fields.items():
+        struct.pack_into("<" + PREAMBLE[name][1], head, PREAMBLE[name][0], value)
+    return bytes(head) + forge.digest(bytes(head)) + content[4096:]
