@@ -34,7 +34,7 @@ lint: $(VENV)/stamp
 schemas: $(VENV)/stamp  ## write schemas/ anew from the States
 	$(BIN)/snapkit schema generate
 
-release: setup lint  ## freeze what is worked on: schemas, goldens, wheel; or say what is missing
+release: lint  ## freeze what is worked on: schemas, goldens, wheel; or say what is missing
 	$(BIN)/python -m tools.release
 
 bench: setup  ## ratios against a floor or a peer measured in the same run

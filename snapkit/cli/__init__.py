@@ -30,6 +30,8 @@ COMMANDS = {
     "verify": "check every byte and every invariant of a snapshot",
 }
 """Each command with its one-line help; the module of the same name holds the function of the same name."""
+LINES_MAX = 40
+"""Of findings that a person is told; ``verify --json`` gives all."""
 
 
 class LazyGroup(click.Group):
@@ -98,7 +100,10 @@ def main() -> NoReturn:
 
 def explain(error: SnapkitError) -> None:
     """Tell an error to a person: what happened, then how it came about."""
-    click.echo(f"snapkit: {harmless(str(error))}", err=True)
+    lines = harmless(str(error)).split("\n")
+    if len(lines) > LINES_MAX:
+        lines[LINES_MAX:] = [f"  and {len(lines) - LINES_MAX} more"]
+    click.echo("snapkit: " + "\n".join(lines), err=True)
     for note in getattr(error, "__notes__", ()):
         click.echo(f"  {harmless(note)}", err=True)
 

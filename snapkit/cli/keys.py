@@ -17,14 +17,18 @@ def read_key(path: str | None) -> bytes | None:
     # Imported here: it pulls BLAKE3 in, which a command without a key may not need.
     from snapkit.restore.digest import KEY_LEN, key_from
 
+    return key_from(read_small_file(path, "key", 4 * KEY_LEN), what=f"key file {path}")
+
+
+def read_small_file(path: str, what: str, length_max: int = 1 << 20) -> bytes:
+    """Return the content of a file that the operator named, *length_max* bytes of it. Raises ConfigError naming it."""
     try:
         fd = host.open_fd(path, os.O_RDONLY | os.O_NONBLOCK)
     except HostError as error:
-        raise ConfigError(f"key file {path} cannot be opened: {error}") from error
+        raise ConfigError(f"{what} file {path} cannot be opened: {error}") from error
     try:
-        content = host.pread(fd, 4 * KEY_LEN, 0)
+        return host.pread(fd, length_max, 0)
     except HostError as error:
-        raise ConfigError(f"key file {path} cannot be read: {error}") from error
+        raise ConfigError(f"{what} file {path} cannot be read: {error}") from error
     finally:
         host.close(fd)
-    return key_from(content, what=f"key file {path}")

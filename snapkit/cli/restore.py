@@ -4,24 +4,33 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from snapkit.cli.keys import key_option, read_key
+from snapkit.cli.keys import key_option, read_key, read_small_file
+from snapkit.cli.session import Session, session_options
+from snapkit.errors import ConfigError, IncompatibleHost
 
 if TYPE_CHECKING:
     from snapkit.restore.pipeline import Timeline
     from snapkit.restore.restore import Prepared
-from snapkit.cli.session import Session, session_options
 
 
 @click.command(short_help="run a snapshot")
 @click.argument("file")
 @click.option("--paused", is_flag=True, help="Rebuild the machine but do not let it run.")
 @click.option("--dry-run", is_flag=True, help="Read, check and plan only; print the steps. Needs no KVM.")
+@click.option("--host", metavar="FACTS.json", help="With --dry-run: judge by another host's `doctor --json`.")
 @click.option("--timeline", is_flag=True, help="Show what each step of the restore took.")
 @click.option("--verify-memory", is_flag=True, help="Copy memory and check it, instead of mapping the file.")
 @key_option
 @session_options
 def restore(
-    file: str, paused: bool, dry_run: bool, timeline: bool, verify_memory: bool, key_file: str | None, **asked: Any
+    file: str,
+    paused: bool,
+    dry_run: bool,
+    host: str | None,
+    timeline: bool,
+    verify_memory: bool,
+    key_file: str | None,
+    **asked: Any,
 ) -> int:
     """Restore the snapshot FILE and run it until it ends.
 
@@ -31,17 +40,21 @@ def restore(
     \b
     Examples:
       snapkit restore vm.snap
-      snapkit restore vm.snap --dry-run
+      snapkit restore vm.snap --dry-run --host facts.json
       snapkit restore vm.snap --timeline --exit-when "tick 500" --timeout 10
     """
     from snapkit.restore.restore import prepare
     from snapkit.vmm.arch.x86_64.platform import ARCHITECTURE
     from snapkit.vmm.machine import Machine
 
+    if host is not None and not dry_run:
+        raise ConfigError("--host judges by another host's facts, so it goes with --dry-run")
     key = read_key(key_file)
-    with prepare(file, key=key, paused=paused, architecture=ARCHITECTURE) as prepared:
+    with prepare(file, key=key, paused=paused, architecture=None if host else ARCHITECTURE) as prepared:
         for dropped in prepared.dropped:
             click.echo(f"snapkit: not restored: {dropped}", err=True)
+        if host is not None:
+            _judge(prepared, host)
         if dry_run:
             _show_steps(prepared, as_json=asked["as_json"])
             return 0
@@ -61,6 +74,15 @@ def restore(
             return machine
 
         return session.run(build)
+
+
+def _judge(prepared: "Prepared", path: str) -> None:
+    """Raise IncompatibleHost with every reason why the host whose facts are in the file *path* cannot run this."""
+    from snapkit.restore.compatible import compatible, read_facts
+
+    findings = compatible(prepared.sections, read_facts(read_small_file(path, "facts"), where=path))
+    if findings:
+        raise IncompatibleHost(f"the host of {path} cannot run {prepared.image.path}", findings=findings)
 
 
 def _show_steps(prepared: "Prepared", *, as_json: bool) -> None:

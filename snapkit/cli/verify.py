@@ -26,8 +26,15 @@ def verify(file: str, as_json: bool, key_file: str | None) -> int:
     """
     from snapkit.restore.restore import prepare
 
+    key = read_key(key_file)
     findings: list[Finding] = []
-    with prepare(file, key=read_key(key_file)) as prepared:
+    try:
+        opened = prepare(file, key=key)
+    except ImageError as error:
+        if not as_json:
+            raise
+        return _tell_unsound(error)
+    with opened as prepared:
         for dropped in prepared.dropped:
             click.echo(f"snapkit: not checked: {dropped}", err=True)
         length = prepared.image.memory.length
@@ -37,15 +44,21 @@ def verify(file: str, as_json: bool, key_file: str | None) -> int:
             findings = prepared.image.verify(_progress(bar.update))
         count = len(prepared.sections)
     if findings:
+        damaged = ImageError(f"{file} is damaged", findings=findings)
         if as_json:
-            click.echo(json.dumps({"sound": False, "findings": [_as_data(finding) for finding in findings]}))
-            return ImageError.exit_code
-        raise ImageError(f"{file} is damaged", findings=findings)
+            return _tell_unsound(damaged)
+        raise damaged
     if as_json:
         click.echo(json.dumps({"sound": True, "findings": [], "sections": count, "memory": length}))
     else:
         click.echo(f"{file} is sound: {count} sections, {length} bytes of memory")
     return 0
+
+
+def _tell_unsound(error: ImageError) -> int:
+    found = [_as_data(finding) for finding in error.findings]
+    click.echo(json.dumps({"sound": False, "error": error.args[0], "findings": found}))
+    return ImageError.exit_code
 
 
 def _progress(update: Callable[[int], None]) -> Callable[[int, int], None]:

@@ -66,7 +66,7 @@ def test_restores_and_its_guest_goes_on_to_the_byte(golden_file: GoldenFile) -> 
 @pytest.mark.usefixtures("kvm")
 def test_its_own_release_still_reads_and_restores_it(golden_file: GoldenFile, tmp_path: Path) -> None:
     python = wheels.stored_environment(golden_file.wheel, CACHE / "wheels", golden_file.environments)
-    words = [python, "-P", "-m", "snapkit", "inspect", golden_file.path]
+    words: list[str | Path] = [python, "-P", "-m", "snapkit", "inspect", golden_file.path]
     shown = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
     assert golden_file.release in shown.stdout

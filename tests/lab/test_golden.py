@@ -1,6 +1,5 @@
 """Golden snapshots restore on another KVM: real SVM on an emulated processor, another kernel than the one that wrote them."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +25,7 @@ class Stored:
 
 
 @pytest.fixture(scope="module")
-def goldens(outer: Outer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Stored]]:
+def goldens(outer: Outer, tmp_path_factory: pytest.TempPathFactory) -> list[Stored]:
     """Every golden of every release; those that this host's KVM writes now where none is released yet."""
     found = []
     for release, about in stored.goldens(stored.ROOT):
@@ -40,7 +39,7 @@ def goldens(outer: Outer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         found = [
             Stored("now", about, golden.unpack(folder, about, outer.share / "golden-now")) for about in now.goldens
         ]
-    yield found
+    return found
 
 
 def test_goldens_go_on_to_the_byte_under_another_kvm(outer: Outer, goldens: list[Stored]) -> None:

@@ -16,7 +16,7 @@ from snapkit.state.schema import KINDS, SectionId, State, versions_of
 from snapkit.state.shape import shape_of
 from tests.contract.generate import smallest
 from tests.restore.forge import ENTRY, PREAMBLE, Forge, Section, snapshot_parts
-from tests.restore.machines import MACHINE_ID, MIB, ram, save, sections
+from tests.restore.machines import MIB, ram, save, sections
 
 HAS_KVM = os.access("/dev/kvm", os.R_OK | os.W_OK)
 VCPUS = 2

@@ -131,7 +131,7 @@ def test_one_bit_in_every_page_of_memory_is_found_with_its_guest_physical_range(
 
 
 @pytest.mark.parametrize("key", [None, KEY], ids=["unkeyed", "keyed"])
-def test_truncation_at_every_4_kib_is_refused(path, tmp_path, key):
+def test_truncation_at_every_4_kib_is_refused(path, key):
     if key is not None:
         replace(taken_apart(path), key=key).write(path)
     read_all(path, key=key)

@@ -105,12 +105,16 @@ def _remove_stale(path: str) -> None:
         if error.errno in _GONE:
             return
         raise
-    if _identity(aside) != _identity_in(status):
+    try:
+        if _identity(aside) != _identity_in(status):
+            raise ConfigError(f"socket {path} was taken by another process just now")
+    except BaseException:
         with suppress(HostError):
             host.link(aside, path)
-        host.unlink(aside)
-        raise ConfigError(f"socket {path} was taken by another process just now")
-    host.unlink(aside)
+        raise
+    finally:
+        with suppress(HostError):
+            host.unlink(aside)
 
 
 def _answers(path: str) -> bool:

@@ -118,7 +118,15 @@ class VcpuFd:
         return abi.call(self.fd, abi_x86.KVM_GET_TSC_KHZ)
 
     def set_tsc_khz(self, tsc_khz: int) -> None:
-        abi.call(self.fd, abi_x86.KVM_SET_TSC_KHZ, tsc_khz)
+        """Set the counter's rate; IncompatibleHost when it is not the host's and KVM cannot scale to it."""
+        try:
+            abi.call(self.fd, abi_x86.KVM_SET_TSC_KHZ, tsc_khz)
+        except HostError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise IncompatibleHost(
+                f"tsc: the machine's counter runs at {tsc_khz} kHz, this host's at {self.get_tsc_khz()} and it cannot scale"
+            ) from error
 
     def get_msrs(self, indices: list[int]) -> list[Msr]:
         """Read MSRs; the result is shorter than *indices* when KVM does not know the one after the last."""

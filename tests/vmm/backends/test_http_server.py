@@ -42,8 +42,13 @@ class Rig:
 
     def on_loop(self, work: Callable[[], object]) -> object:
         """Do *work* on the loop's thread and return its outcome: the loop still turns."""
-        done, result = threading.Event(), []
-        self.loop.post(lambda: (result.append(work()), done.set()))
+        done, result = threading.Event(), list[object]()
+
+        def turn() -> None:
+            result.append(work())
+            done.set()
+
+        self.loop.post(turn)
         assert done.wait(PATIENCE_S), "the loop does not turn"
         return result[0]
 
