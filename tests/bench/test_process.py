@@ -1,20 +1,20 @@
 """The process around a machine: its own memory, and how long until it has one."""
 
-import os
 import re
 import subprocess
-import sys
-import time
 from pathlib import Path
+
+import pytest
 
 from snapkit.restore.image import Image
 from snapkit.units import MIB
+from tests.bench import qemu
+from tests.bench.children import PYTHON, done_ms, first_output_ms, script, snapkit
 from tests.bench.figures import Cell, Figures, medians
-from tests.bench.machines import Snapshots
+from tests.bench.machines import Snapshots, steady
+from tests.kvm.harness import DEMO
 
-PYTHON = sys.executable
 ROUNDS = 15
-PATIENCE_S = 30.0
 _HEAD = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ *(.*)$")
 
 
@@ -47,8 +47,7 @@ def test_memory_of_the_process_beside_guest_ram(snapshots: Snapshots, figures: F
     rows: list[dict[str, Cell]] = []
     for mib in (128, 4096):
         path = snapshots.demo(mib, raw_every=1)
-        command = [PYTHON, "-m", "snapkit", "restore", path]
-        with Image.open(path) as image, subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        with Image.open(path) as image, subprocess.Popen(snapkit("restore", path), stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             try:
                 for _ in range(3):
@@ -60,32 +59,15 @@ def test_memory_of_the_process_beside_guest_ram(snapshots: Snapshots, figures: F
     figures.show("memory", "Proportional set size of `snapkit restore`", rows)
 
 
-def _first_output_ms(path: str) -> float:
-    begin_ns = time.perf_counter_ns()
-    command = [PYTHON, "-m", "snapkit", "restore", path]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert process.stdout is not None
-        assert os.read(process.stdout.fileno(), 1)
-        took_ns = time.perf_counter_ns() - begin_ns
-        process.kill()
-    return took_ns / 1e6
-
-
-def _run_ms(*command: str) -> float:
-    begin_ns = time.perf_counter_ns()
-    subprocess.run([PYTHON, *command], check=True, stdout=subprocess.DEVNULL, timeout=PATIENCE_S)
-    return (time.perf_counter_ns() - begin_ns) / 1e6
-
-
 def test_cold_start_to_the_first_guest_output(snapshots: Snapshots, figures: Figures):
     small, large = snapshots.chatter(128), snapshots.chatter(4096)
     bare, libraries, inspect, cold_small, cold_large = medians(
         ROUNDS,
-        lambda: _run_ms("-c", "pass"),
-        lambda: _run_ms("-c", "import msgspec, click"),
-        lambda: _run_ms("-m", "snapkit", "inspect", small),
-        lambda: _first_output_ms(small),
-        lambda: _first_output_ms(large),
+        lambda: done_ms(PYTHON, "-c", "pass"),
+        lambda: done_ms(PYTHON, "-c", "import msgspec, click"),
+        lambda: done_ms(*snapkit("inspect", small)),
+        lambda: first_output_ms(*snapkit("restore", small)),
+        lambda: first_output_ms(*snapkit("restore", large)),
     )
     figures.show(
         "cold",
@@ -101,3 +83,37 @@ def test_cold_start_to_the_first_guest_output(snapshots: Snapshots, figures: Fig
             )
         ],
     )
+
+
+def test_cold_restore_against_qemu(snapshots: Snapshots, figures: Figures):
+    if not qemu.present():
+        pytest.skip(f"{qemu.PROGRAM} is not installed")
+    rows: list[dict[str, Cell]] = []
+    chatter = steady(snapshots.folder, CHATTER="1")
+    for guest, kernel, after, mib in (
+        ("that sends all the time", chatter, "....", 128),
+        ("that sends all the time", chatter, "....", 1024),
+        ("demo, a line every 100 ms", DEMO, "tick 30", 128),
+    ):
+        ours = snapshots.chatter(mib) if kernel == chatter else snapshots.demo(mib)
+        lean, usual = (qemu.Peer(machine, kernel, mib, snapshots.folder, after=after) for machine in qemu.MACHINES)
+        taken = medians(
+            ROUNDS,
+            lean.by_fd,
+            lean.by_cat,
+            usual.by_cat,
+            lambda ours=ours: first_output_ms(*snapkit("restore", ours)),
+            lambda ours=ours: first_output_ms(*script("restore", ours)),
+        )
+        names = (
+            "qemu microvm, fd:",
+            "qemu microvm, exec:cat",
+            "qemu q35, exec:cat",
+            "python -m snapkit restore",
+            "snapkit restore",
+        )
+        rows += [
+            {"guest": guest, "MiB": mib, "what": name, "ms": ms, "to microvm": ms / taken[1], "to q35": ms / taken[2]}
+            for name, ms in zip(names, taken, strict=True)
+        ]
+    figures.show("cold-qemu", f"From the start of the process to the guest's first output; medians of {ROUNDS}", rows)

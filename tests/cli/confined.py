@@ -3,6 +3,7 @@ imported, which saves the start of the interpreter and changes nothing else.
 """
 
 import contextlib
+import importlib
 import json
 import os
 import resource
@@ -15,10 +16,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from snapkit.state.schema import KINDS, versions_of
+
 ROOT = str(Path(__file__).parents[2])
 ADDRESS_SPACE = 1 << 30
 """Much more than any command here needs, much less than any hostile file here asks for."""
 PATIENCE_S = 60
+IMPORTED = ("zstandard", "snapkit.vmm.machine", *(f"snapkit.cli.{name}" for name in ("inspect", "restore", "verify")))
 MIB = 1 << 20
 
 
@@ -53,17 +57,13 @@ class Done:
 def run(*words: str) -> Done:
     """Run ``python -m snapkit`` alone, confined."""
 
-    def confine() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
-        signal.alarm(PATIENCE_S)
-
+    confined = ("prlimit", f"--as={ADDRESS_SPACE}", "timeout", str(PATIENCE_S))
     process = subprocess.Popen(
-        [sys.executable, "-m", "snapkit", *words],
+        [*confined, sys.executable, "-m", "snapkit", *words],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=confine,
     )
     with process:
         assert process.stdout is not None
@@ -118,17 +118,10 @@ class Batch:
 
 
 def _serve(folder: str) -> None:
-    import zstandard as zstandard
-
-    import snapkit.cli.inspect
-    import snapkit.cli.restore
-    import snapkit.cli.verify
-    import snapkit.restore.image
-    import snapkit.restore.restore
-    import snapkit.vmm.machine as machine
-    from snapkit.state.schema import KINDS, versions_of
-
-    assert [versions_of(kind) for kind in KINDS], machine
+    for name in IMPORTED:
+        importlib.import_module(name)
+    for kind in KINDS:
+        versions_of(kind)
     for line in sys.stdin:
         pid = os.fork()
         if not pid:

@@ -3,12 +3,14 @@
 import json
 import os
 import random
+import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import zstandard
 
@@ -128,7 +130,7 @@ def _sample(batch: Batch, folder: Path, whole: bytes, seed: int) -> None:
     content, damage = spoil(whole, seed)
     path = folder / "guest.snap"
     path.write_bytes(content)
-    commands = [("verify", str(path)), ("verify", str(path), "--json")]
+    commands = [("verify", str(path)), *([("verify", str(path), "--json")] if not seed % 8 else [])]
     # where there is no KVM a restore ends for that reason once the file is read: --dry-run ends before
     checked = ("--verify-memory", "--timeout", "20", "--exit-when", "tick") if HAS_KVM else ("--dry-run",)
     memory_only = content[:65536] == whole[:65536] and len(content) == len(whole)
@@ -144,11 +146,12 @@ def _sample(batch: Batch, folder: Path, whole: bytes, seed: int) -> None:
             assert str(path) in done.explained()
             assert done.out == ""
         done.frugal(PEAK_IN_BATCH)
-    done = batch.run("inspect", str(path))
-    assert done.code in {0, 3}, (seed, damage, done)
-    if done.code:
-        done.explained()
-    done.frugal(PEAK_IN_BATCH)
+    if not seed % 4:
+        done = batch.run("inspect", str(path))
+        assert done.code in {0, 3}, (seed, damage, done)
+        if done.code:
+            done.explained()
+        done.frugal(PEAK_IN_BATCH)
     assert os.listdir(folder) == ["guest.snap"]
     assert path.read_bytes() == content
 
@@ -192,13 +195,16 @@ def newer_schema(forge: Forge, path: Path) -> None:
 def other_architecture(forge: Forge, path: Path) -> None:
     machine = states_of(forge)[SectionId("machine", "0")]
     machine.architecture = 183
-    sections = [replace(one, payload=codec.encode(machine)) if one.kind == "machine" else one for one in forge.sections]
+    sections = [
+        replace(one, payload=codec.encode(machine), length=None) if one.kind == "machine" else one
+        for one in forge.sections
+    ]
     _written(preamble={"architecture": 183}, sections=sections)(forge, path)
 
 
 def zstd_bomb(forge: Forge, path: Path) -> None:
-    """A gibibyte of zeros in 32 KiB, said to be as short as a machine section may be."""
-    bomb = zstandard.ZstdCompressor(level=1).compress(bytes(1 << 30))
+    """256 MiB of zeros in 8 KiB, said to be as short as a machine section may be."""
+    bomb = zstandard.ZstdCompressor(level=1).compress(bytes(1 << 28))
     sections = [
         replace(one, payload=bomb, codec="zstd", length=4096) if one.kind == "machine" else one
         for one in forge.sections
@@ -208,8 +214,8 @@ def zstd_bomb(forge: Forge, path: Path) -> None:
 
 def honest_zstd_bomb(forge: Forge, path: Path) -> None:
     """The same, and it says how long it is."""
-    bomb = zstandard.ZstdCompressor(level=1).compress(bytes(1 << 30))
-    _with_section(Section("machine", "1", bomb, codec="zstd", length=1 << 30))(forge, path)
+    bomb = zstandard.ZstdCompressor(level=1).compress(bytes(1 << 28))
+    _with_section(Section("machine", "1", bomb, codec="zstd", length=1 << 28))(forge, path)
 
 
 def sparse_tebibyte(_forge: Forge, path: Path) -> None:
@@ -293,8 +299,8 @@ CASES: dict[str, tuple[Make, int, int, str, int, str]] = {
     "chunk table of 1 TiB": (_written(preamble={"chunks_len": TB}), 3, 3, "must be at or after|truncated", 0, "trunc"),
     "sparse 1 TiB of memory": (sparse_tebibyte, 3, 3, "raw chunks end at", 0, "1 TiB"),
     "sparse 1 TiB and its table": (table_of_a_sparse_tebibyte, 3, 3, "chunk table does not match", 0, "1 TiB"),
-    "zstd bomb": (zstd_bomb, 3, 3, "machine/0 decompresses to 1073741824 bytes, must be 4096", 0, "machine/0"),
-    "zstd bomb of a known length": (honest_zstd_bomb, 3, 3, "machine/1 has 1073741824 bytes", 3, "machine/1"),
+    "zstd bomb": (zstd_bomb, 3, 3, "machine/0 decompresses to 268435456 bytes, must be 4096", 0, "machine/0"),
+    "zstd bomb of a known length": (honest_zstd_bomb, 3, 3, "machine/1 has 268435456 bytes", 3, "machine/1"),
     "manifest nested a million deep": (
         _written(manifest_text=lambda _text: b"[" * 1_000_000),
         3,
@@ -312,15 +318,13 @@ CASES: dict[str, tuple[Make, int, int, str, int, str]] = {
         "cannot be read",
     ),
     "words for a terminal": (hostile_words, 3, 3, r"cpu is \\x1b\]0;owned", 0, r"\\x1b\]0;owned"),
-    "a thousand vCPUs too many": (a_thousand_vcpus, 3, 3, "and 97[0-9] more", 0, "spare999"),
+    "a thousand vCPUs too many": (a_thousand_vcpus, 3, 3, "and 9[0-9][0-9] more", 0, "spare999"),
 }
 KEYS = {"keyed, with another key": OTHER_KEY, "not keyed, with a key": KEY}
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_kind_of_hostile_file_has_its_exit_code_and_its_words(real, folder, tmp_path, case):
-    import re
-
+def test_each_kind_of_hostile_file_has_its_exit_code_and_its_words(real, batch, folder, tmp_path, case):
     make, restored, verified, words, inspected, said = CASES[case]
     path = folder / "guest.snap"
     make(taken_apart(real), path)
@@ -340,12 +344,12 @@ def test_each_kind_of_hostile_file_has_its_exit_code_and_its_words(real, folder,
             assert done.out == "", done
             assert str(path) in done.err, done
         done.frugal(PEAK_ALONE)
-    done = run("inspect", str(path), *keyed)
+    done = batch.run("inspect", str(path), *keyed)
     assert done.code == inspected, done
     assert re.search(said, done.explained() if done.code else done.out), done
     assert "\x1b" not in done.out + done.err
-    done.frugal(PEAK_ALONE)
-    as_json = run("inspect", str(path), "--json", *keyed)
+    done.frugal(PEAK_IN_BATCH)
+    as_json = batch.run("inspect", str(path), "--json", *keyed)
     assert as_json.code == inspected, as_json
     assert bool(as_json.out) == (not inspected), as_json
     if as_json.out:
@@ -387,9 +391,77 @@ def test_all_findings_are_in_the_json_and_the_first_of_them_on_the_terminal(real
     assert len(json.loads(whole.out)["findings"]) >= 1000
 
 
-# Memory
-
 needs_kvm = pytest.mark.skipif(not HAS_KVM, reason="/dev/kvm is missing or may not be opened")
+
+# Sections that say what no machine would: their digests right, every value within its bounds, or not
+
+
+def _values(fields: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield every number, flag and byte string in *fields* with its place."""
+    if isinstance(fields, dict | list):
+        for key in fields if isinstance(fields, dict) else range(len(fields)):
+            yield from _values(fields[key], (*path, key))
+    else:
+        yield path, fields
+
+
+def _another(seeded: random.Random, value: Any) -> Any:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        near = (value + 1, value ^ 1 << seeded.randrange(16), seeded.getrandbits(8))
+        return seeded.choice([0, 1, 0xFF, 0xFFFF, 0xFFFFFFFF, MAX, *near])
+    changed = bytearray(value)
+    for _ in range(seeded.choice([1, 3, 50])):
+        if changed:
+            changed[seeded.randrange(len(changed))] ^= 1 << seeded.randrange(8)
+    return bytes(changed)
+
+
+def _forge_values(forge: Forge, seed: int) -> Forge:
+    seeded = random.Random(seed)
+    sections = [replace(one) for one in forge.sections]
+    for _ in range(seeded.choice([1, 1, 2, 5])):
+        section = seeded.choice([one for one in sections if one.kind not in {"machine", "memory-layout"}])
+        fields = msgspec.msgpack.decode(section.payload)
+        (*parents, last), value = seeded.choice([one for one in _values(fields) if not isinstance(one[1], str)])
+        place = fields
+        for name in parents:
+            place = place[name]
+        place[last] = _another(seeded, value)
+        section.payload, section.length = msgspec.msgpack.encode(fields), None
+    return replace(forge, sections=sections)
+
+
+def _try_forged(real: Path, batch: Batch, folder: Path, seeds: range) -> set[int]:
+    codes, forge = set(), taken_apart(real)
+    for seed in seeds:
+        path = _forge_values(forge, seed).write(folder / "guest.snap")
+        how = ("--paused", "--timeout", "0") if seed % 4 else ("--timeout", "0.1")
+        done = batch.run("restore", str(path), "--serial", "null", *how)
+        # refused as a file, or by this KVM with the field named; or taken, and the guest ends as guests end
+        assert done.code in {0, 3, 4, 7, 8, 124} or "KVM internal error" in done.err, (seed, done)
+        assert "Traceback" not in done.err, (seed, done)
+        if done.code in {3, 4}:
+            assert re.search(r"vcpu-x86-64|irqchip|pit|clock|serial|i8042|MSR|tsc", done.explained()), (seed, done)
+        assert os.listdir(folder) == ["guest.snap"]
+        codes.add(done.code)
+    return codes
+
+
+@needs_kvm
+def test_forged_values_are_refused_by_field_or_are_the_guests_own_business(real, batch, folder):
+    assert _try_forged(real, batch, folder, range(100)) >= {3, 4, 124}
+
+
+@needs_kvm
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_many_more_forged_values_are_refused_or_the_guests_own_business(real, batch, folder):
+    assert _try_forged(real, batch, folder, range(100, 5000)) >= {3, 4, 124}
+
+
+# Memory
 
 
 @pytest.fixture
@@ -429,13 +501,14 @@ def test_a_plain_restore_of_damaged_memory_is_the_guests_own_business(real, fold
     whole = real.read_bytes()
     start = snapshot_parts(whole)["memory_offset"]
     seeded = random.Random(13)
-    for number in range(6):
+    for number in range(4):
         content = bytearray(whole)
         for _ in range(1 << seeded.randrange(14)):
             content[start + seeded.randrange(CHUNK)] ^= 1 << seeded.randrange(8)
         path = folder / f"{number}.snap"
         path.write_bytes(content)
         done: Done = run("restore", str(path), "--timeout", "0.5", "--serial", "null")
-        assert done.code in {0, 5, 7, 8, 124}, done
+        # KVM's own inability to emulate what the guest now executes is told as such
+        assert done.code in {0, 5, 7, 8, 124} or "KVM internal error" in done.err, done
         assert "Traceback" not in done.err
         assert done.err.startswith("snapkit: "), done

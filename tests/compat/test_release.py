@@ -213,11 +213,11 @@ def test_a_release_that_fails_on_its_way_leaves_the_tree_as_it_was(tree: Tree) -
 
 def test_moving_it_into_the_checkout_is_undone_when_it_fails(ready: Tree, made: Tree, tmp_path: Path) -> None:
     tree = ready.copy(tmp_path / "tree")
-    in_the_way = tree.root / wheels.FOLDER
+    in_the_way = tree.wheels
     in_the_way.parent.mkdir(parents=True, exist_ok=True)
     in_the_way.touch()
     before = tree.changed
-    with pytest.raises(OSError, match="releases"):
+    with pytest.raises(FileExistsError, match="releases"):
         release.install(made.root, tree.root, made.release)
     assert tree.changed == before
     assert not (tree.root / golden.FOLDER / made.release).exists()

@@ -46,7 +46,9 @@ class Tree:
         release._set_version(root, f"{newest.release}.dev0")
         heading = rf"^## {re.escape(newest.release)}, .*$"
         log = root / release.CHANGELOG
-        log.write_text(re.sub(heading, f"## {newest.release}, {DATE}", log.read_text(), flags=re.MULTILINE))
+        log.write_text(
+            re.sub(heading, f"## {newest.release}, {DATE}\n\n- Something.", log.read_text(), flags=re.MULTILINE)
+        )
         _git(root, "init", "--quiet")
         tree.commit()
         return tree

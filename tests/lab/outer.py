@@ -218,7 +218,7 @@ class Outer:
         fed = stdin is not None or keep_stdin
         where = os.fspath(cwd or self.work)
         # Not installed in the environment, say: the checkout itself is what is tested.
-        environment = {"PYTHONPATH": str(packages.CHECKOUT), **(env or {})}
+        environment = {"PYTHONPATH": str(packages.CHECKOUT), "PYTHONFAULTHANDLER": "1", **(env or {})}
         self._order(
             op="run",
             name=name,

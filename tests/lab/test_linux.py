@@ -18,7 +18,7 @@ from tests.lab.outer import Outer, Result
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
 
-BOOT_S, RESTORE_S = 600, 600  # ten times the usual
+BOOT_S, RESTORE_S = 300, 200  # some ten times the usual
 COUNT, WORK, SNAPSHOT_AT = 24, 200, "W0 8 "
 PROBE = Path(__file__).parent / "inside_equality.py"
 

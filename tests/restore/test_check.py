@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ DISAGREEMENTS: dict[Callable[[States], None], str] = {
 }
 
 
-def refuse(real: Path, path: Path, changes: list[Callable[[States], None]]) -> ImageError:
+def refuse(real: Path, path: Path, changes: Sequence[Callable[[States], None]]) -> ImageError:
     forge = taken_apart(real)
     states = states_of(forge)
     for change in changes:

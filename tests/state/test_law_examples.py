@@ -68,7 +68,7 @@ def test_every_permitted_change_of_the_readme_keeps_the_law_and_goes_both_ways(t
         assert convert_sections(after, "0.2.0", "0.1.0") == before
         if refused is not None:
             (name,) = refused
-            with pytest.raises(Refusal, match=f"lamp/0.{name} is {refused[name]} .*must be "):
+            with pytest.raises(Refusal, match=f"lamp/0.{name} is {refused[name]}\\b.*must be "):
                 convert_sections({LAMP: scope["LampState"](lit=1, **refused)}, "0.2.0", "0.1.0")
 
 

@@ -261,7 +261,6 @@ _CPUID_ENTRY = struct.Struct("<7I12x")
 CPUID_MAX = 256
 CPUID_LEN = _ENTRIES_HEAD.size + CPUID_MAX * _CPUID_ENTRY.size
 KVM_SET_CPUID2 = iow("KVM_SET_CPUID2", 0x90, 8)
-KVM_GET_CPUID2 = iowr("KVM_GET_CPUID2", 0x91, 8)
 
 
 def cpuid_request() -> bytes:

@@ -99,18 +99,6 @@ class VcpuFd:
     def set_events(self, events: VcpuEvents) -> None:
         abi.put(self.fd, abi_x86.KVM_SET_VCPU_EVENTS, abi_x86.EVENTS.write(events))
 
-    def get_cpuid(self) -> list[CpuidEntry]:
-        """Read back what `set_cpuid` gave, with the bits that follow the control registers.
-
-        KVM in Linux 6.1 leaves the count as it was asked for, so the room that it did not use is cut off: all zero,
-        which no entry is (leaf 0 names the vendor).
-        """
-        request = abi_x86.cpuid_request()
-        entries = abi_x86.read_cpuid(abi.get(self.fd, abi_x86.KVM_GET_CPUID2, abi_x86.CPUID_LEN, request))
-        while entries and not (entries[-1].function or entries[-1].ebx or entries[-1].eax):
-            entries.pop()
-        return entries
-
     def set_cpuid(self, entries: list[CpuidEntry]) -> None:
         abi.put(self.fd, abi_x86.KVM_SET_CPUID2, abi_x86.write_cpuid(entries))
 

@@ -8,7 +8,7 @@ the guest gets a #GP from them (kvm_hv_set_msr_common), though KVM lists them an
 Source: arch/x86/kvm/x86.c (msrs_to_save, emulated_msrs), arch/x86/kvm/mtrr.c.
 """
 
-from snapkit.state.vcpu_x86_64 import CpuidEntry
+from snapkit.state.vcpu_x86_64 import CpuidEntry, Msr
 from snapkit.vmm.kvm.vcpu import VcpuFd
 
 TSC = 0x10
@@ -28,6 +28,8 @@ _MC0_CTL = 0x400
 _MCG_STATUS, _MCG_CTL = 0x17A, 0x17B
 _HYPERV = range(0x4000_0000, 0x4000_0200)
 _HYPERV_INTERFACE, _HV1 = 0x4000_0001, int.from_bytes(b"Hv#1", "little")
+_SYSENTER_POINTERS = (0x175, 0x176)
+_GENUINE_INTEL = int.from_bytes(b"Genu", "little")
 _MCE, _MCA = 1 << 7, 1 << 14
 
 BASELINE = (
@@ -62,6 +64,19 @@ def find_state(fd: VcpuFd, listed: list[int], cpuid: list[CpuidEntry]) -> list[i
 
 def _offers_hyperv(cpuid: list[CpuidEntry]) -> bool:
     return any(entry.function == _HYPERV_INTERFACE and entry.eax == _HV1 for entry in cpuid)
+
+
+def drop_unkept(saved: list[Msr], cpuid: list[CpuidEntry]) -> None:
+    """Clear in *saved* what KVM does not keep when it is written: the upper halves of SYSENTER_ESP and _EIP on AMD.
+
+    A CPU that is not Intel's has no SYSENTER in long mode, so they mean nothing there, and KVM takes 32 bits of each
+    (svm_set_msr), though a guest may have put 64 into the hardware.
+    """
+    if any(entry.function == 0 and entry.ebx == _GENUINE_INTEL for entry in cpuid):
+        return
+    for msr in saved:
+        if msr.index in _SYSENTER_POINTERS:
+            msr.data &= 0xFFFF_FFFF
 
 
 def find_baseline(fd: VcpuFd) -> list[int]:

@@ -102,6 +102,7 @@ class X86Vcpu:
         debugregs, lapic = fd.get_debugregs(), fd.get_lapic()
         tsc_khz = self.tsc_khz()
         saved = fd.get_msrs(self._state_msrs(self._told))
+        msrs.drop_unkept(saved, self._told)
         self._settle_clock(saved)
         return VcpuState(
             id=self.id,
