@@ -1,6 +1,7 @@
 """Whether a host can run a machine, judged from facts alone: one fact of a good host is changed at a time."""
 
 import json
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,7 +13,7 @@ from snapkit.state.schema import SectionId
 
 
 def machine(**fields):
-    usual = {
+    usual: dict[str, Any] = {
         "architecture": EM_X86_64,
         "machine_id": bytes(16),
         "vcpu_count": 2,
@@ -23,7 +24,7 @@ def machine(**fields):
 
 
 def facts(**fields):
-    usual = {
+    usual: dict[str, Any] = {
         "architecture": "x86_64",
         "page_size": 4096,
         "kvm": KvmFacts(usable=True, vcpus_max=64),
