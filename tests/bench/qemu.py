@@ -1,9 +1,9 @@
 """The peer of a cold restore: QEMU with the same guest, memory and serial port, started from a file that it wrote.
 
-`-M microvm` is QEMU's leanest machine and the nearest to ours: PIC, IOAPIC, PIT and a 16550, no PCI. What it can do
-without is switched off. `-M q35`, its usual machine, is there to compare. The state is stored without QEMU's run state
-(`store-global-state=off`), so that QEMU lets the guest run as soon as it has read the file: no QMP round trip is in the
-figure. `-incoming exec:cat FILE` starts a shell and a cat; with `fd:N` QEMU reads the file itself, which is its best.
+`-M microvm` is QEMU's leanest machine and the nearest to ours: PICs, PIT and a 16550, no PCI; what it can do without is
+switched off. The demo guest gets no timer interrupt there, so its peer is `-M q35`. The state is stored without QEMU's
+run state (`store-global-state=off`): QEMU lets the guest run as soon as it has read the file, and no QMP round trip is
+in the figure. `-incoming exec:cat` starts a shell and a cat; with `fd:N` QEMU reads the file itself, its very best.
 """
 
 import json
@@ -60,7 +60,7 @@ class Peer:
             os.close(fd)
 
     def _store(self, control: Path, after: bytes) -> None:
-        more = ["-qmp", f"unix:{control},server,wait=on", "-global", "migration.store-global-state=off"]
+        more = ["-qmp", f"unix:{control},server,wait=off", "-global", "migration.store-global-state=off"]
         control.unlink(missing_ok=True)
         with (
             socket.socket(socket.AF_UNIX) as qmp,

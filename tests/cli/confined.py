@@ -1,5 +1,7 @@
 """snapkit commands with little memory to have: alone, or hundreds of them forked from one process that has everything
 imported, which saves the start of the interpreter and changes nothing else.
+
+That process is small and starts both: what a process began with counts as its peak, and a test run's is large.
 """
 
 import contextlib
@@ -54,33 +56,6 @@ class Done:
         assert self.peak < peak, self
 
 
-def run(*words: str) -> Done:
-    """Run ``python -m snapkit`` alone, confined."""
-
-    confined = ("prlimit", f"--as={ADDRESS_SPACE}", "timeout", str(PATIENCE_S))
-    process = subprocess.Popen(
-        [*confined, sys.executable, "-m", "snapkit", *words],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    with process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        out, err = process.stdout.read(), process.stderr.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    return Done(
-        words,
-        process.returncode,
-        out.decode(errors="replace"),
-        err.decode(errors="replace"),
-        usage.ru_utime + usage.ru_stime,
-        usage.ru_maxrss * 1024,
-    )
-
-
 class Batch:
     """A process that runs one command after another, each in a fork of its own."""
 
@@ -96,9 +71,17 @@ class Batch:
         )
 
     def run(self, *words: str) -> Done:
+        """Run a command in a fork that has everything imported."""
+        return self._run(words, alone=False)
+
+    def alone(self, *words: str) -> Done:
+        """Run ``python -m snapkit`` as a process of its own."""
+        return self._run(words, alone=True)
+
+    def _run(self, words: tuple[str, ...], *, alone: bool) -> Done:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(words) + "\n")
+        self._process.stdin.write(json.dumps({"words": words, "alone": alone}) + "\n")
         self._process.stdin.flush()
         told = json.loads(self._process.stdout.readline())
         out, err = ((self._folder / name).read_bytes().decode(errors="replace") for name in ("out", "err"))
@@ -123,20 +106,21 @@ def _serve(folder: str) -> None:
     for kind in KINDS:
         versions_of(kind)
     for line in sys.stdin:
+        asked = json.loads(line)
         pid = os.fork()
         if not pid:
-            _command(json.loads(line), folder)
+            _command(asked["words"], folder, alone=asked["alone"])
         _, status, usage = os.wait4(pid, 0)
         shared = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
         told = {
             "code": os.waitstatus_to_exitcode(status),
             "seconds": usage.ru_utime + usage.ru_stime,
-            "peak": max(0, usage.ru_maxrss * 1024 - shared),
+            "peak": max(0, usage.ru_maxrss * 1024 - (0 if asked["alone"] else shared)),
         }
         print(json.dumps(told), flush=True)
 
 
-def _command(words: list[str], folder: str) -> None:
+def _command(words: list[str], folder: str, *, alone: bool) -> None:
     code = 99
     try:
         for fd, name, flags in (
@@ -147,6 +131,8 @@ def _command(words: list[str], folder: str) -> None:
             os.dup2(os.open(name, flags), fd)
         signal.alarm(PATIENCE_S)
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+        if alone:
+            os.execv(sys.executable, [sys.executable, "-m", "snapkit", *words])
         sys.argv = ["snapkit", *words]
         from snapkit.cli import main
 

@@ -27,7 +27,7 @@ from snapkit.units import MIB
 from snapkit.vmm.backends.http_server import HttpServer
 from snapkit.vmm.control import Control
 from snapkit.vmm.run_state import Reason, Stop
-from tests.kvm.commands import SNAPKIT, Running, finished, running
+from tests.kvm.commands import SNAPKIT, finished, running
 from tests.kvm.harness import DEMO, PATIENCE_S, Census, Rig, booted, restored
 
 SNAPSHOTS = 100
