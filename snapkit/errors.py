@@ -14,7 +14,7 @@ A message is a lower-case fragment that names the object and shows got and wante
 import errno as _errno
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 EXIT_DONE = 0
 EXIT_DIFFERENT = 1
@@ -24,8 +24,7 @@ EXIT_TIMEOUT = 124
 EXIT_SIGINT = 130
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """One thing that is wrong, said once: *component* is ``kind/instance``, *path* the field below it.
 
     ``str()`` gives ``virtio-block/root.queues[0].size is 3, must be a power of two <= 256``.

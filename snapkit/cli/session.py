@@ -6,11 +6,11 @@
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+import msgspec
 
 from snapkit import host
 from snapkit.errors import ConfigError, SnapkitError, StateViolation
@@ -28,8 +28,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _TIMEOUT_MAX_S = 10**9
 
 
-@dataclass(kw_only=True)
-class Session:
+class Session(msgspec.Struct, kw_only=True):
     """What the operator asked for, beside the machine itself."""
 
     serial: str
@@ -43,7 +42,7 @@ class Session:
     parent_id: bytes | None = None
     key: bytes | None = None
     control: str | None = None
-    report: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = msgspec.field(default_factory=dict)
     deadline_ns: int | None = None
     """When the time allowed is over; from *timeout* at the first run, kept when a guest boots again."""
     ended: Reason | None = None

@@ -5,7 +5,6 @@ before it. A failure on the way back is added to the error that caused it, never
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
 from snapkit import host
@@ -51,12 +50,12 @@ class Span(NamedTuple):
     calls: int
 
 
-@dataclass(slots=True)
 class Timeline:
     """What ran, when, and how many system calls it took."""
 
-    origin_ns: int = field(default_factory=host.monotonic_ns)
-    spans: list[Span] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.origin_ns = host.monotonic_ns()
+        self.spans: list[Span] = []
 
     def span(self, stage: str, name: str) -> "Recording":
         """Record the with block as a step of *stage*, also when it fails."""

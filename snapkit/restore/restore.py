@@ -1,8 +1,9 @@
 """The pipeline from a file to a running machine."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Self
+
+import msgspec
 
 from snapkit.errors import Finding, ImageError, IncompatibleHost
 from snapkit.restore.check import check, check_labels
@@ -16,8 +17,7 @@ from snapkit.state.converters import upgrade_sections
 from snapkit.state.schema import SectionId, State
 
 
-@dataclass(slots=True)
-class Prepared:
+class Prepared(msgspec.Struct):
     """A file that was read, checked and planned, and nothing more. It is open until `close`."""
 
     image: Image

@@ -21,10 +21,9 @@ Every converter carries *changes*: for each field path that its step changed, wh
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from itertools import pairwise
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from snapkit.errors import ConfigError, Finding, ImageError, InternalError, SnapkitError
 from snapkit.state import releases as _releases
@@ -46,8 +45,7 @@ class Refusal(ConfigError):
     """The older release cannot hold this machine; `findings` lists every reason."""
 
 
-@dataclass(frozen=True, slots=True)
-class KindStep:
+class KindStep(NamedTuple):
     """A registered kind converter: *from_version* to *to_version* of *kind*, with what changed by field path."""
 
     kind: str
@@ -57,8 +55,7 @@ class KindStep:
     run: Callable[..., State]
 
 
-@dataclass(frozen=True, slots=True)
-class MachineStep:
+class MachineStep(NamedTuple):
     """A registered machine converter between neighbouring releases; *kinds* are those it takes care of."""
 
     from_release: str

@@ -17,7 +17,6 @@ so that tests can declare private kinds.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, dataclass_transform
 
@@ -87,8 +86,7 @@ class SectionId(NamedTuple):
         return f"{self.kind}/{self.instance}"
 
 
-@dataclass(frozen=True, slots=True)
-class Schema:
+class Schema(NamedTuple):
     """One version of one kind. *max_len* bounds its encoded payload in bytes; *required* sections stop an unaware reader."""
 
     kind: str

@@ -7,9 +7,8 @@ threads, kvm_run mappings and vCPU fds, the VM's fd, RAM.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from snapkit import host
 from snapkit.errors import ConfigError, IncompatibleHost, SnapkitError, StateViolation
@@ -33,8 +32,7 @@ from snapkit.vmm.vm import Vm
 SERIAL = SectionId(Serial16550.kind, "0")
 
 
-@dataclass(frozen=True, slots=True)
-class BootConfig:
+class BootConfig(NamedTuple):
     """What `boot` builds. *memory* in bytes."""
 
     kernel: str

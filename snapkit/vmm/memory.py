@@ -6,8 +6,7 @@ not inherited by fork and not dumped; a mapping laid over it loses those marks, 
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from snapkit import host
 from snapkit.errors import ConfigError, HostError
@@ -44,8 +43,7 @@ class FilePages(Protocol):
     ) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
+class Region(NamedTuple):
     """RAM from guest-physical *gpa*, *length* bytes, at the monitor's *hva*."""
 
     gpa: Gpa

@@ -1,7 +1,7 @@
 """What a machine is doing, why it stopped, and the exit code that this means."""
 
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from snapkit.errors import (
     EXIT_DONE,
@@ -52,8 +52,7 @@ EXIT_CODES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
+class Stop(NamedTuple):
     """The end of a run: the reason, a detail for people, the error if there was one."""
 
     reason: Reason

@@ -1,10 +1,10 @@
 """An unmodified Debian kernel as snapkit's guest: boots, is snapshotted while it works, comes back from one file.
 
-The chain of runs is shared by the tests: `snapshot` boots by bzImage and is saved mid-work, `restored` is that file in a
+Snapshots lie on the outer machine's own file system, as a host's would: memory is mapped from them. The chain of runs is
+shared by the tests: `snapshot` boots by bzImage and is saved mid-work, `restored` is that file in a
 new process, `control` is the same work by the ELF kernel and never saved.
 """
 
-import hashlib
 import re
 import signal
 from dataclasses import dataclass
@@ -47,14 +47,16 @@ def boot(kernel: Path, files: GuestFiles, line: str, *options: str, vcpus: int =
     return [*base, "--cmdline", line, *options]
 
 
-def digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+def digest(outer: Outer, file: Path) -> str:
+    result = outer.run(["sha256sum", file], timeout=RESTORE_S)
+    assert result.code == 0, result
+    return result.stdout.split()[0]
 
 
 def saved(outer: Outer, words: list[str], file: Path, when: str) -> Saved:
     result = outer.run(outer.snapkit(*words, "--snapshot-when", when, "--snapshot-to", file), timeout=BOOT_S)
     assert result.code == 0, result
-    return Saved(result, file, digest(file))
+    return Saved(result, file, digest(outer, file))
 
 
 def faults(console: str, *, vcpus: int = 2, count: int = COUNT, work: int = WORK) -> list[str]:
@@ -70,7 +72,7 @@ def numberless(lines: list[str]) -> set[str]:
 @pytest.fixture(scope="module")
 def snapshot(outer: Outer, guest_files: GuestFiles) -> Saved:
     words = boot(guest_files.bzimage, guest_files, cmdline("count", count=COUNT, work=WORK))
-    return saved(outer, words, outer.share / "first.snap", SNAPSHOT_AT)
+    return saved(outer, words, outer.work / "first.snap", SNAPSHOT_AT)
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +98,9 @@ def test_linux_saved_while_both_cpus_work_goes_on_in_a_new_process_with_no_line_
 
 
 @pytest.mark.smoke
-def test_the_restored_guest_left_its_file_as_it_was(snapshot: Saved, restored: Result) -> None:
+def test_the_restored_guest_left_its_file_as_it_was(outer: Outer, snapshot: Saved, restored: Result) -> None:
     assert restored.code == 0, restored
-    assert digest(snapshot.file) == snapshot.digest
+    assert digest(outer, snapshot.file) == snapshot.digest
 
 
 def test_uptime_goes_on_from_the_snapshot_and_the_clock_stays_kvms(snapshot: Saved, restored: Result) -> None:
@@ -129,13 +131,13 @@ def test_three_machines_at_once_come_from_one_file(outer: Outer, snapshot: Saved
         result = job.wait()
         assert result.code == 0, result
         assert faults(snapshot.result.stdout + result.stdout) == []
-    assert digest(snapshot.file) == snapshot.digest
+    assert digest(outer, snapshot.file) == snapshot.digest
 
 
 def test_a_snapshot_of_a_restored_machine_restores_for_three_generations(outer: Outer, snapshot: Saved) -> None:
     console, file = snapshot.result.stdout, snapshot.file
     for generation, when in ((2, "W0 13 "), (3, "W0 18 ")):
-        child = saved(outer, ["restore", str(file)], outer.share / f"generation{generation}.snap", when)
+        child = saved(outer, ["restore", str(file)], outer.work / f"generation{generation}.snap", when)
         console, file = console + child.result.stdout, child.file
     result = outer.run(outer.snapkit("restore", file), timeout=RESTORE_S)
     assert result.code == 0, result
@@ -148,7 +150,7 @@ def test_two_saves_of_the_same_machine_are_equal(outer: Outer, snapshot: Saved) 
 
 
 def test_the_console_takes_input_before_and_after_a_restore(outer: Outer, guest_files: GuestFiles) -> None:
-    file = outer.share / "shell.snap"
+    file = outer.work / "shell.snap"
     words = boot(guest_files.bzimage, guest_files, cmdline("shell"))
     asked = [*words, "--snapshot-when", "ECHO one", "--snapshot-to", str(file)]
     job = outer.start(outer.snapkit(*asked), timeout=BOOT_S, keep_stdin=True)
@@ -166,7 +168,7 @@ def test_the_console_takes_input_before_and_after_a_restore(outer: Outer, guest_
 
 def test_eight_cpus_are_saved_and_restored(outer: Outer, guest_files: GuestFiles) -> None:
     words = boot(guest_files.bzimage, guest_files, cmdline("count", count=10, work=100), vcpus=8)
-    first = saved(outer, words, outer.share / "eight.snap", "W7 4 ")
+    first = saved(outer, words, outer.work / "eight.snap", "W7 4 ")
     result = outer.run(outer.snapkit("restore", first.file), timeout=RESTORE_S)
     assert result.code == 0, result
     assert faults(first.result.stdout + result.stdout, vcpus=8, count=10, work=100) == []

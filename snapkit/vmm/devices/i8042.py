@@ -10,8 +10,7 @@ Surprise: Linux tests for an auxiliary port by looping a byte back (0xD3). Answe
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 from snapkit.state.codec import checked
 from snapkit.state.i8042 import I8042State
@@ -22,8 +21,7 @@ from snapkit.vmm.devices.pins import IrqLine
 _INPUT_PORT = 0x80  # keyboard not locked; the rest are jumpers that no board has any more
 
 
-@dataclass(frozen=True, slots=True)
-class I8042Args:
+class I8042Args(NamedTuple):
     """Host things of a keyboard controller. *irq* is ISA interrupt 1, or None where it is not wired.
 
     *reset_requested* runs inside a guest's access: it should note the fact and return.

@@ -18,8 +18,7 @@ On an edge-triggered pin that byte must take the pin down and up again, or the n
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 from snapkit.state.codec import checked
 from snapkit.state.serial_16550 import MODEM_INPUTS, SerialState
@@ -38,8 +37,7 @@ def _nothing() -> None:
     pass
 
 
-@dataclass(frozen=True, slots=True)
-class SerialArgs:
+class SerialArgs(NamedTuple):
     """Host things of a UART.
 
     *room_ready* is called, once, when the receiver has emptied after `receive` took less than it was given. It runs

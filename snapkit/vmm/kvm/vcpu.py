@@ -107,13 +107,14 @@ class VcpuFd:
 
     def set_tsc_khz(self, tsc_khz: int) -> None:
         """Set the counter's rate; IncompatibleHost when it is not the host's and KVM cannot scale to it."""
+        rate = self.get_tsc_khz()  # before: KVM-PVM remembers even the rate that it refuses
         try:
             abi.call(self.fd, abi_x86.KVM_SET_TSC_KHZ, tsc_khz)
         except HostError as error:
             if error.errno != errno.EINVAL:
                 raise
             raise IncompatibleHost(
-                f"tsc: the machine's counter runs at {tsc_khz} kHz, this host's at {self.get_tsc_khz()} and it cannot scale"
+                f"tsc: the machine's counter runs at {tsc_khz} kHz, this host's at {rate} and it cannot scale"
             ) from error
 
     def get_msrs(self, indices: list[int]) -> list[Msr]:

@@ -1,8 +1,7 @@
 """What makes a machine an x86-64 one: the parts of each kind, where they sit, and what a fresh one begins as."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from snapkit.errors import ConfigError, InternalError
 from snapkit.state.i8042 import I8042State
@@ -45,8 +44,7 @@ class Stopper(Protocol):
     def reset(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceArgs:
+class DeviceArgs(NamedTuple):
     """Host things that devices are made of."""
 
     vm: Vm

@@ -10,8 +10,7 @@ Source: Documentation/virt/kvm/api.rst, arch/x86/kvm/x86.c.
 """
 
 from copy import copy
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from snapkit.state.vcpu_x86_64 import CpuidEntry, Msr, VcpuState
 from snapkit.vmm.arch.x86_64 import msrs
@@ -32,8 +31,7 @@ _MISC_ENABLE, _FAST_STRING = 0x1A0, 1
 _MTRR_DEF_TYPE, _MTRR_ON_WRITE_BACK = 0x2FF, 1 << 11 | 6
 
 
-@dataclass(frozen=True, slots=True)
-class VcpuArgs:
+class VcpuArgs(NamedTuple):
     """Host things of a vCPU: its fd, its VM, and whether its CPUID is the `baseline` profile."""
 
     fd: VcpuFd
