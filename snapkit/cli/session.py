@@ -122,9 +122,7 @@ class Session(msgspec.Struct, kw_only=True):
                 machine.pause()
             from snapkit.restore.save import save_snapshot
 
-            result = save_snapshot(
-                machine, path, parent_id=self.parent_id, key=self.key, memory_file=self.memory_file
-            )
+            result = save_snapshot(machine, path, parent_id=self.parent_id, key=self.key, memory_file=self.memory_file)
         except SnapkitError as error:
             if self.then == "stop":
                 machine.request_stop(Stop(Reason.FAILED, "snapshot", error))
