@@ -4,6 +4,7 @@ Every verb has ``--json``; results go to stdout, talk goes to stderr. Errors are
 `snapkit.errors`; a traceback appears only with ``--debug``.
 """
 
+import gc
 import io
 import os
 import sys
@@ -70,6 +71,7 @@ def snapkit(debug: bool) -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
+    gc.disable()  # start-up makes nothing that could go; a run turns it on again (`session`)
     debug = "--debug" in sys.argv[1:2]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name may be no text at all

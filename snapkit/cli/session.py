@@ -3,6 +3,7 @@
 `boot` and `restore` differ only in how the machine comes to be.
 """
 
+import gc
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -73,6 +74,7 @@ class Session(msgspec.Struct, kw_only=True):
             machine = self._machine = stack.enter_context(build(loop, console))
             if server is not None:
                 server.serve(self._api(machine))
+            gc.enable()  # `snapkit.cli.main` had it off to start faster
             stop = machine.run()
         if stop.reason is Reason.RESET and self._signal is not None:
             stop = self._signal  # it came while the machine was closed: there must be no second boot

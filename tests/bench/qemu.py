@@ -1,9 +1,9 @@
 """The peer of a cold restore: QEMU with the same guest, memory and serial port, started from a file that it wrote.
 
 `-M microvm` is QEMU's leanest machine and the nearest to ours: PICs, PIT and a 16550, no PCI; what it can do without is
-switched off. The demo guest gets no timer interrupt there, so its peer is `-M q35`. The state is stored without QEMU's
-run state (`store-global-state=off`): QEMU lets the guest run as soon as it has read the file, and no QMP round trip is
-in the figure. `-incoming exec:cat` starts a shell and a cat; with `fd:N` QEMU reads the file itself, its very best.
+switched off. The demo guest greets there and then sends nothing more (# unverified: no timer interrupt), so its peer is
+`-M q35`. The state is stored without QEMU's run state (`store-global-state=off`): QEMU lets the guest run as soon as it
+has read the file, and no QMP round trip is in the figure. `-incoming exec:cat` starts a shell and a cat; with `fd:N` QEMU reads the file itself, its very best.
 """
 
 import json

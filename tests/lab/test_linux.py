@@ -18,8 +18,10 @@ from tests.lab.outer import Outer, Result
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
 
-BOOT_S, RESTORE_S = 300, 200  # some ten times the usual
+RUN_S = 200  # ten times the usual
+SILENT_MAX = 3
 COUNT, WORK, SNAPSHOT_AT = 60, 100, "W0 5 "
+INIT = "INIT "
 PROBE = Path(__file__).parent / "inside_equality.py"
 
 ALLOWED_KERNEL_LINES = (
@@ -48,13 +50,35 @@ def boot(kernel: Path, files: GuestFiles, line: str, *options: str, vcpus: int =
 
 
 def digest(outer: Outer, file: Path) -> str:
-    result = outer.run(["sha256sum", file], timeout=RESTORE_S)
+    result = outer.run(["sha256sum", file], timeout=RUN_S)
     assert result.code == 0, result
     return result.stdout.split()[0]
 
 
-def saved(outer: Outer, words: list[str], file: Path, when: str) -> Saved:
-    result = outer.run(outer.snapkit(*words, "--snapshot-when", when, "--snapshot-to", file), timeout=BOOT_S)
+def attempt(outer: Outer, words: list[str], *, sign: str = "", stdin: bytes | None = None) -> Result:
+    """Run snapkit to its end, once more if the guest ended or timed out without a *sign* of life (or one byte).
+
+    Nested SVM under TCG stalls or loses a vCPU in one guest run of some tens, early, whichever monitor runs the guest:
+    QEMU's own KVM guests of 8 vCPUs did so in 2 of 24 boots (a stall, a triple fault). The runs that this excuses are counted and few: a
+    fault of snapkit's that is worth the name shows more often than `SILENT_MAX` times.
+    """
+    while True:
+        result = outer.run(outer.snapkit(*words), timeout=RUN_S, stdin=stdin)
+        if (sign or result.stdout[:1]) in result.stdout and result.stdout:
+            return result
+        _silent.append(result)
+        print(f"silent run {len(_silent)} of at most {SILENT_MAX}: {result}")
+        assert len(_silent) <= SILENT_MAX, result
+
+
+_silent: list[Result] = []
+
+
+def saved(
+    outer: Outer, words: list[str], file: Path, when: str, *, sign: str = "", stdin: bytes | None = None
+) -> Saved:
+    asked = [*words, "--snapshot-when", when, "--snapshot-to", str(file)]
+    result = attempt(outer, asked, sign=sign, stdin=stdin)
     assert result.code == 0, result
     return Saved(result, file, digest(outer, file))
 
@@ -72,18 +96,18 @@ def numberless(lines: list[str]) -> set[str]:
 @pytest.fixture(scope="module")
 def snapshot(outer: Outer, guest_files: GuestFiles) -> Saved:
     words = boot(guest_files.bzimage, guest_files, cmdline("count", count=COUNT, work=WORK))
-    return saved(outer, words, outer.work / "first.snap", SNAPSHOT_AT)
+    return saved(outer, words, outer.work / "first.snap", SNAPSHOT_AT, sign=INIT)
 
 
 @pytest.fixture(scope="module")
 def restored(outer: Outer, snapshot: Saved) -> Result:
-    return outer.run(outer.snapkit("restore", snapshot.file), timeout=RESTORE_S)
+    return attempt(outer, ["restore", str(snapshot.file)])
 
 
 @pytest.fixture(scope="module")
 def control(outer: Outer, guest_files: GuestFiles) -> Result:
     words = boot(guest_files.vmlinux, guest_files, cmdline("count", count=COUNT, work=WORK))
-    return outer.run(outer.snapkit(*words), timeout=BOOT_S)
+    return attempt(outer, words, sign=INIT)
 
 
 @pytest.mark.smoke
@@ -126,7 +150,7 @@ def test_after_the_mark_the_restored_kernel_says_nothing_that_an_unsaved_one_doe
 
 
 def test_three_machines_at_once_come_from_one_file(outer: Outer, snapshot: Saved) -> None:
-    jobs = [outer.start(outer.snapkit("restore", snapshot.file), timeout=RESTORE_S) for _ in range(3)]
+    jobs = [outer.start(outer.snapkit("restore", snapshot.file), timeout=RUN_S) for _ in range(3)]
     for job in jobs:
         result = job.wait()
         assert result.code == 0, result
@@ -139,37 +163,30 @@ def test_a_snapshot_of_a_restored_machine_restores_for_three_generations(outer: 
     for generation, when in ((2, "W0 20 "), (3, "W0 40 ")):
         child = saved(outer, ["restore", str(file)], outer.work / f"generation{generation}.snap", when)
         console, file = console + child.result.stdout, child.file
-    result = outer.run(outer.snapkit("restore", file), timeout=RESTORE_S)
+    result = attempt(outer, ["restore", str(file)])
     assert result.code == 0, result
     assert faults(console + result.stdout) == []
 
 
 def test_two_saves_of_the_same_machine_are_equal(outer: Outer, snapshot: Saved) -> None:
-    result = outer.run([outer.snapkit()[0], PROBE, snapshot.file], timeout=RESTORE_S)
+    result = outer.run([outer.snapkit()[0], PROBE, snapshot.file], timeout=RUN_S)
     assert (result.code, result.stdout) == (0, "equal\n"), result
 
 
-def test_the_console_takes_input_before_and_after_a_restore(outer: Outer, guest_files: GuestFiles) -> None:
-    file = outer.work / "shell.snap"
+def test_the_console_takes_input_in_every_life(outer: Outer, guest_files: GuestFiles) -> None:
     words = boot(guest_files.bzimage, guest_files, cmdline("shell"))
-    asked = [*words, "--snapshot-when", "ECHO one", "--snapshot-to", str(file)]
-    job = outer.start(outer.snapkit(*asked), timeout=BOOT_S, keep_stdin=True)
-    job.expect("READY")
-    job.write(b"one\n")
-    assert job.wait().code == 0
-    job = outer.start(outer.snapkit("restore", file), timeout=RESTORE_S, keep_stdin=True)
-    job.write(b"two\n")
-    job.expect("ECHO two")
-    job.write(b"exit\n")
-    result = job.wait()
+    first = saved(outer, words, outer.work / "ready.snap", "READY", sign=INIT)
+    second = saved(outer, ["restore", str(first.file)], outer.work / "shell.snap", "ECHO one", stdin=b"one\n")
+    result = attempt(outer, ["restore", str(second.file)], stdin=b"two\nexit\n")
     assert result.code == 0, result
+    assert "ECHO two" in result.stdout
     assert "ECHO one" not in result.stdout
 
 
 def test_eight_cpus_are_saved_and_restored(outer: Outer, guest_files: GuestFiles) -> None:
     words = boot(guest_files.bzimage, guest_files, cmdline("count", count=10, work=100), vcpus=8)
-    first = saved(outer, words, outer.work / "eight.snap", "W7 4 ")
-    result = outer.run(outer.snapkit("restore", first.file), timeout=RESTORE_S)
+    first = saved(outer, words, outer.work / "eight.snap", "W7 4 ", sign=INIT)
+    result = attempt(outer, ["restore", str(first.file)])
     assert result.code == 0, result
     assert faults(first.result.stdout + result.stdout, vcpus=8, count=10, work=100) == []
 
@@ -177,12 +194,12 @@ def test_eight_cpus_are_saved_and_restored(outer: Outer, guest_files: GuestFiles
 @pytest.mark.parametrize(("options", "code"), [("", 8), ("reboot=t", 7)], ids=["reboot", "triple fault"])
 def test_how_linux_resets_the_machine_is_told(outer: Outer, guest_files: GuestFiles, options: str, code: int) -> None:
     line = f"{cmdline('reboot')} {options}"
-    result = outer.run(outer.snapkit(*boot(guest_files.bzimage, guest_files, line, vcpus=1)), timeout=BOOT_S)
+    result = attempt(outer, boot(guest_files.bzimage, guest_files, line, vcpus=1), sign=INIT)
     assert result.code == code, result
 
 
 def test_sigint_stops_a_linux_guest_cleanly(outer: Outer, snapshot: Saved) -> None:
-    job = outer.start(outer.snapkit("restore", snapshot.file), timeout=RESTORE_S)
+    job = outer.start(outer.snapkit("restore", snapshot.file), timeout=RUN_S)
     job.expect("W0 ")
     job.signal(signal.SIGINT)
     result = job.wait()
