@@ -9,15 +9,16 @@ from tests.lab import guest, packages
 from tests.lab.outer import Outer, OuterDiedError
 
 OUTER_DIED = 75
-"""Exit code of a run whose outer machine died: `make` says so and runs the lab again, once."""
+"""Exit code of a run whose outer machine died: `make` says so and runs the lab again, at most twice."""
 
 _died = pytest.StashKey[str]()
 
 
 def pytest_exception_interact(node: pytest.Item, call: pytest.CallInfo[object]) -> None:
-    """Note that the outer machine died; every later test of the run fails for the same reason."""
+    """Note that the outer machine died, and stop: every later test would fail for the same reason."""
     if call.excinfo is not None and isinstance(call.excinfo.value, OuterDiedError):
         node.config.stash.setdefault(_died, str(call.excinfo.value))
+        node.session.shouldstop = "the outer machine died"
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
