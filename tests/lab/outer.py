@@ -55,7 +55,9 @@ class LabError(Exception):
 
 
 class OuterDiedError(LabError):
-    """The outer machine itself is gone. No program in it can do that: its kernel or its emulator failed.
+    """The outer machine itself is gone, or does not answer: it could not even end a job that was over its time.
+
+    No program in it can do that: its kernel or its emulator failed.
 
     Nested SVM under TCG does so once in some hundred guest runs (seen: an interrupt taken right after VMRUN, with the
     guest's GS base still loaded), whichever monitor runs the guest.
@@ -138,7 +140,7 @@ class Job:
         deadline = time.monotonic() + self.timeout + ANSWER_S
         while (end := self._outer._end_of(self)) is None:
             if time.monotonic() > deadline:
-                raise LabError(f"no end reported: {shlex.join(self.argv)}\n{self._outer.console_tail()}")
+                raise OuterDiedError(f"no end reported: {shlex.join(self.argv)}\n{self._outer.console_tail()}")
             self._outer._await_event()
         return Result(self.argv, end["code"], end["timed_out"], end["seconds"], self.stdout, self.stderr)
 

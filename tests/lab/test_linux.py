@@ -168,11 +168,6 @@ def test_a_snapshot_of_a_restored_machine_restores_for_three_generations(outer: 
     assert faults(console + result.stdout) == []
 
 
-def test_two_saves_of_the_same_machine_are_equal(outer: Outer, snapshot: Saved) -> None:
-    result = outer.run([outer.snapkit()[0], PROBE, snapshot.file], timeout=RUN_S)
-    assert (result.code, result.stdout) == (0, "equal\n"), result
-
-
 def test_the_console_takes_input_in_every_life(outer: Outer, guest_files: GuestFiles) -> None:
     words = boot(guest_files.bzimage, guest_files, cmdline("shell"))
     first = saved(outer, words, outer.work / "ready.snap", "READY", sign=INIT)
@@ -204,3 +199,8 @@ def test_sigint_stops_a_linux_guest_cleanly(outer: Outer, snapshot: Saved) -> No
     job.signal(signal.SIGINT)
     result = job.wait()
     assert (result.code, result.timed_out) == (130, False), result
+
+
+def test_two_saves_of_the_same_machine_are_equal(outer: Outer, snapshot: Saved) -> None:
+    result = outer.run([outer.snapkit()[0], PROBE, snapshot.file], timeout=RUN_S)
+    assert (result.code, result.stdout) == (0, "equal\n"), result
