@@ -59,7 +59,7 @@ class OuterDiedError(LabError):
 
     No program in it can do that: its kernel or its emulator failed.
 
-    Nested SVM under TCG does so once in some hundred guest runs (seen: an interrupt taken right after VMRUN, with the
+    Nested SVM under TCG does so once in some tens of guest runs (seen: an interrupt taken right after VMRUN, with the
     guest's GS base still loaded), whichever monitor runs the guest.
     """
 
@@ -233,9 +233,12 @@ class Outer:
         )
         if fed:
             # Input for a job that has not started would be dropped.
-            self._await(
-                lambda: name in self._ends or name in self._started, ANSWER_S, f"start of {shlex.join(command)}"
-            )
+            try:
+                self._await(
+                    lambda: name in self._ends or name in self._started, ANSWER_S, f"start of {shlex.join(command)}"
+                )
+            except LabError as error:
+                raise OuterDiedError(str(error)) from error
             if stdin is not None:
                 job.write(stdin, end=not keep_stdin)
         return job
