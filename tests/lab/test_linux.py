@@ -5,6 +5,7 @@ shared by the tests: `snapshot` boots by bzImage and is saved mid-work, `restore
 new process, `control` is the same work by the ELF kernel and never saved.
 """
 
+import contextlib
 import re
 import signal
 from dataclasses import dataclass
@@ -12,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from snapkit.errors import EXIT_SIGINT, EXIT_TRIPLE_FAULT
 from tests.lab import guest
 from tests.lab.guest import GuestFiles
-from tests.lab.outer import Outer, Result
+from tests.lab.outer import LabError, Outer, Result
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
 
 RUN_S = 200  # ten times the usual
-SILENT_MAX = 3
+LOST_MAX = 4
 COUNT, WORK, SNAPSHOT_AT = 60, 100, "W0 5 "
-INIT = "INIT "
 PROBE = Path(__file__).parent / "inside_equality.py"
 
 ALLOWED_KERNEL_LINES = (
@@ -55,30 +56,34 @@ def digest(outer: Outer, file: Path) -> str:
     return result.stdout.split()[0]
 
 
-def attempt(outer: Outer, words: list[str], *, sign: str = "", stdin: bytes | None = None) -> Result:
-    """Run snapkit to its end, once more if the guest ended or timed out without a *sign* of life (or one byte).
+def excused(result: Result, *, code: int = 0) -> bool:
+    """Say whether *result*, which should have ended with *code*, is the emulated host's fault; few may be.
 
-    Nested SVM under TCG stalls or loses a vCPU in one guest run of some tens, early, whichever monitor runs the guest:
-    QEMU's own KVM guests of 8 vCPUs did so in 2 of 24 boots (a stall, a triple fault). The runs that this excuses are counted and few: a
-    fault of snapkit's that is worth the name shows more often than `SILENT_MAX` times.
+    Nested SVM under TCG loses a vCPU in one guest run of some tens: the guest stalls or faults thrice, whichever monitor
+    runs it. QEMU's own KVM guests of 8 vCPUs did so in 2 of 24 boots there, before init. These runs are printed and
+    counted: a fault of snapkit's that is worth the name shows more often than `LOST_MAX` times in a run of the tests.
     """
-    while True:
-        result = outer.run(outer.snapkit(*words), timeout=RUN_S, stdin=stdin)
-        if (sign or result.stdout[:1]) in result.stdout and result.stdout:
-            return result
-        _silent.append(result)
-        print(f"silent run {len(_silent)} of at most {SILENT_MAX}: {result}")
-        assert len(_silent) <= SILENT_MAX, result
+    if result.code == code or not (result.timed_out or result.code == EXIT_TRIPLE_FAULT):
+        return False
+    _lost.append(result)
+    print(f"lost run {len(_lost)} of at most {LOST_MAX}: {result}")
+    assert len(_lost) <= LOST_MAX, result
+    return True
 
 
-_silent: list[Result] = []
+_lost: list[Result] = []
 
 
-def saved(
-    outer: Outer, words: list[str], file: Path, when: str, *, sign: str = "", stdin: bytes | None = None
-) -> Saved:
+def attempt(outer: Outer, words: list[str], *, code: int = 0, stdin: bytes | None = None) -> Result:
+    """Run snapkit to its end, again if the emulated host lost the guest."""
+    while excused(result := outer.run(outer.snapkit(*words), timeout=RUN_S, stdin=stdin), code=code):
+        pass
+    return result
+
+
+def saved(outer: Outer, words: list[str], file: Path, when: str, *, stdin: bytes | None = None) -> Saved:
     asked = [*words, "--snapshot-when", when, "--snapshot-to", str(file)]
-    result = attempt(outer, asked, sign=sign, stdin=stdin)
+    result = attempt(outer, asked, stdin=stdin)
     assert result.code == 0, result
     return Saved(result, file, digest(outer, file))
 
@@ -96,7 +101,7 @@ def numberless(lines: list[str]) -> set[str]:
 @pytest.fixture(scope="module")
 def snapshot(outer: Outer, guest_files: GuestFiles) -> Saved:
     words = boot(guest_files.bzimage, guest_files, cmdline("count", count=COUNT, work=WORK))
-    return saved(outer, words, outer.work / "first.snap", SNAPSHOT_AT, sign=INIT)
+    return saved(outer, words, outer.work / "first.snap", SNAPSHOT_AT)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +112,7 @@ def restored(outer: Outer, snapshot: Saved) -> Result:
 @pytest.fixture(scope="module")
 def control(outer: Outer, guest_files: GuestFiles) -> Result:
     words = boot(guest_files.vmlinux, guest_files, cmdline("count", count=COUNT, work=WORK))
-    return attempt(outer, words, sign=INIT)
+    return attempt(outer, words)
 
 
 @pytest.mark.smoke
@@ -150,9 +155,12 @@ def test_after_the_mark_the_restored_kernel_says_nothing_that_an_unsaved_one_doe
 
 
 def test_three_machines_at_once_come_from_one_file(outer: Outer, snapshot: Saved) -> None:
-    jobs = [outer.start(outer.snapkit("restore", snapshot.file), timeout=RUN_S) for _ in range(3)]
-    for job in jobs:
-        result = job.wait()
+    lost = True
+    while lost:
+        jobs = [outer.start(outer.snapkit("restore", snapshot.file), timeout=RUN_S) for _ in range(3)]
+        results = [job.wait() for job in jobs]
+        lost = sum(excused(result) for result in results) > 0
+    for result in results:
         assert result.code == 0, result
         assert faults(snapshot.result.stdout + result.stdout) == []
     assert digest(outer, snapshot.file) == snapshot.digest
@@ -170,7 +178,7 @@ def test_a_snapshot_of_a_restored_machine_restores_for_three_generations(outer: 
 
 def test_the_console_takes_input_in_every_life(outer: Outer, guest_files: GuestFiles) -> None:
     words = boot(guest_files.bzimage, guest_files, cmdline("shell"))
-    first = saved(outer, words, outer.work / "ready.snap", "READY", sign=INIT)
+    first = saved(outer, words, outer.work / "ready.snap", "READY")
     second = saved(outer, ["restore", str(first.file)], outer.work / "shell.snap", "ECHO one", stdin=b"one\n")
     result = attempt(outer, ["restore", str(second.file)], stdin=b"two\nexit\n")
     assert result.code == 0, result
@@ -180,7 +188,7 @@ def test_the_console_takes_input_in_every_life(outer: Outer, guest_files: GuestF
 
 def test_eight_cpus_are_saved_and_restored(outer: Outer, guest_files: GuestFiles) -> None:
     words = boot(guest_files.bzimage, guest_files, cmdline("count", count=10, work=100), vcpus=8)
-    first = saved(outer, words, outer.work / "eight.snap", "W7 4 ", sign=INIT)
+    first = saved(outer, words, outer.work / "eight.snap", "W7 4 ")
     result = attempt(outer, ["restore", str(first.file)])
     assert result.code == 0, result
     assert faults(first.result.stdout + result.stdout, vcpus=8, count=10, work=100) == []
@@ -189,15 +197,19 @@ def test_eight_cpus_are_saved_and_restored(outer: Outer, guest_files: GuestFiles
 @pytest.mark.parametrize(("options", "code"), [("", 8), ("reboot=t", 7)], ids=["reboot", "triple fault"])
 def test_how_linux_resets_the_machine_is_told(outer: Outer, guest_files: GuestFiles, options: str, code: int) -> None:
     line = f"{cmdline('reboot')} {options}"
-    result = attempt(outer, boot(guest_files.bzimage, guest_files, line, vcpus=1), sign=INIT)
+    result = attempt(outer, boot(guest_files.bzimage, guest_files, line, vcpus=1), code=code)
     assert result.code == code, result
 
 
 def test_sigint_stops_a_linux_guest_cleanly(outer: Outer, snapshot: Saved) -> None:
-    job = outer.start(outer.snapkit("restore", snapshot.file), timeout=RUN_S)
-    job.expect("W0 ")
-    job.signal(signal.SIGINT)
-    result = job.wait()
+    lost = True
+    while lost:
+        job = outer.start(outer.snapkit("restore", snapshot.file), timeout=RUN_S)
+        with contextlib.suppress(LabError):
+            job.expect("W0 ")
+            job.signal(signal.SIGINT)
+        result = job.wait()
+        lost = excused(result, code=EXIT_SIGINT)
     assert (result.code, result.timed_out) == (130, False), result
 
 
