@@ -91,7 +91,8 @@ def read_pit(raw: bytes, now_ns: int) -> PitState:
     channels = []
     for number in range(3):
         *values, loaded_ns = _PIT_CHANNEL.unpack_from(raw, number * _PIT_CHANNEL.size)
-        # KVM_SET_PIT2 restarts channel 0, so its age carries nothing (pit_load_count in arch/x86/kvm/i8254.c)
+        # KVM_SET_PIT2 loads every channel anew (pit_load_count in arch/x86/kvm/i8254.c); of channel 0, whose timer it
+        # starts as well, the age carries nothing
         age_ns = max(0, now_ns - loaded_ns) if number and loaded_ns else 0
         channels.append(PitChannel(load_age_ns=age_ns, **dict(zip(_CHANNEL_FIELDS, values, strict=True))))
     (flags,) = _PIT_FLAGS.unpack_from(raw, 3 * _PIT_CHANNEL.size)
