@@ -107,6 +107,19 @@ KINDS: dict[str, str] = {
     "kvm-clock": "kvm_clock",
     "serial-16550": "serial_16550",
     "i8042": "i8042",
+    "resource-allocator": "resource_allocator",
+    "interrupt-table": "interrupt_table",
+    "pci-segment": "pci_segment",
+    "pci-function": "pci_function",
+    "pci-msix": "pci_msix",
+    "virtio-pci": "virtio_pci",
+    "virtio-mmio": "virtio_mmio",
+    "virtio-block": "virtio_block",
+    "virtio-net": "virtio_net",
+    "virtio-vsock": "virtio_vsock",
+    "virtio-rng": "virtio_rng",
+    "virtio-balloon": "virtio_balloon",
+    "vmgenid": "vmgenid",
 }
 """Every kind there ever was, with the module of `snapkit.state` that declares it. Kinds are permanent."""
 

@@ -1,0 +1,67 @@
+"""The kind interrupt-table: which interrupt pins are wired to whom, and where each message-signalled interrupt goes.
+
+A line is a pin of the interrupt controllers. A route is a GSI that KVM turns into a message: a write of *data* to
+*address*. Routes are those of vectors that can fire now; they are derived from the MSI-X tables, which they must match.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from snapkit.errors import Finding
+from snapkit.state.resource_allocator import Owner, owned_by_a_section
+from snapkit.state.schema import U16, U32, U64, State, doc, schema
+
+LINES_MAX = 24
+ROUTES_MAX = 4096
+
+
+class LineState(State):
+    """A pin in use."""
+
+    gsi: U16
+    edge: bool
+    owner: Owner
+
+
+class RouteState(State):
+    """A message-signalled interrupt that can fire."""
+
+    gsi: U16
+    address: U64
+    data: U32
+    device_id: Annotated[U16, doc("bus, device and function of the sender; 0 where KVM does not ask for it")] = 0
+    owner: Owner
+
+
+@schema("interrupt-table", version=1, max_len=2 << 20)
+class InterruptTableState(State):
+    """Lines and routes, each sorted by GSI."""
+
+    lines: Annotated[list[LineState], Meta(max_length=LINES_MAX)] = msgspec.field(default_factory=list)
+    routes: Annotated[list[RouteState], Meta(max_length=ROUTES_MAX)] = msgspec.field(default_factory=list)
+
+
+def invariants(state: InterruptTableState, component: str) -> list[Finding]:
+    """Return where *state* is not what an interrupt table saves: GSIs sorted, each once, pins below messages."""
+    findings = []
+    lists: tuple[tuple[str, Sequence[LineState | RouteState], int, int], ...] = (
+        ("lines", state.lines, 0, LINES_MAX),
+        ("routes", state.routes, LINES_MAX, ROUTES_MAX),
+    )
+    for name, items, low, high in lists:
+        before = -1
+        for number, item in enumerate(items):
+            path = f"{name}[{number}]"
+            if not low <= item.gsi < high:
+                expected = f"within {low}..{high - 1}"
+                findings.append(Finding(component, f"{path}.gsi", str(item.gsi), expected, f"{name}.range"))
+            if item.gsi <= before:
+                expected = f"sorted and there once, after {before}"
+                findings.append(Finding(component, f"{path}.gsi", str(item.gsi), expected, f"{name}.sorted"))
+            if not owned_by_a_section(item.owner):
+                findings.append(Finding(component, f"{path}.owner", repr(item.owner), "kind/instance", f"{name}.owner"))
+            before = item.gsi
+    return findings

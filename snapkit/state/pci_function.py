@@ -1,0 +1,189 @@
+"""The kind pci-function: one PCI function, its configuration space and where its BARs are.
+
+PCI Local Bus Specification 3.0, chapter 6. *config* is the configuration space as the guest reads it, BAR registers
+included. A BAR's *address* is where it is claimed and decoded; where its register says something else, the guest has
+begun to move it (a pending move) or is probing its length (all ones written), and neither has taken effect yet.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from snapkit.errors import Finding
+from snapkit.state.schema import U8, U64, State, doc, schema
+from snapkit.state.spec import msix, pci
+from snapkit.state.spec.pci import Command, HeaderType, MemoryBar, Status
+
+CONFIG_LEN = 256
+
+
+class BarState(State):
+    """A memory BAR: *index* of its (first) register, its length and the address at which it is claimed."""
+
+    index: Annotated[int, Meta(ge=0, le=5)]
+    width: Annotated[U8, doc("bits of its register, 32 or 64")]
+    length: U64
+    address: Annotated[U64, doc("where it is claimed and, with memory decoding on, decoded")]
+
+
+@schema("pci-function", version=1, max_len=4096)
+class PciFunctionState(State):
+    """One function, always function 0 of its slot."""
+
+    slot: Annotated[int, Meta(ge=0, le=31)]
+    config: Annotated[bytes, Meta(min_length=CONFIG_LEN, max_length=CONFIG_LEN)]
+    bars: Annotated[list[BarState], Meta(max_length=6)] = msgspec.field(default_factory=list)
+
+
+def register(config: bytes | bytearray, offset: int, length: int) -> int:
+    """Return the *length* bytes at *offset* of a configuration space."""
+    return int.from_bytes(config[offset : offset + length], "little")
+
+
+def bar_offset(index: int) -> int:
+    """Return where in the configuration space BAR register *index* is."""
+    return pci.BAR0 + 4 * index
+
+
+def bar_registers(bar: BarState) -> range:
+    """Return the numbers of the registers that *bar* takes: one, or two for 64 bits."""
+    return range(bar.index, bar.index + bar.width // 32)
+
+
+def bar_type(config: bytes | bytearray, bar: BarState) -> int:
+    """Return the type bits of the register of *bar*, which are not address bits."""
+    return register(config, bar_offset(bar.index), 4) & ~MemoryBar.ADDRESS
+
+
+def bar_pointed(config: bytes | bytearray, bar: BarState) -> int:
+    """Return the address that the register of *bar* holds; other than `bar.address` while a move or a probe is under way."""
+    return register(config, bar_offset(bar.index), bar.width // 8) & ~0xF
+
+
+def capabilities(config: bytes | bytearray) -> Iterator[tuple[int, int]]:
+    """Give (ID, offset) of every capability in the order of their chain.
+
+    Ends, whatever *config* holds: at the first pointer that is 0, lies outside of the chain's place, or was met before.
+    """
+    seen: set[int] = set()
+    if not register(config, pci.STATUS, 2) & Status.CAP_LIST:
+        return
+    at = config[pci.CAPABILITIES_POINTER]
+    while _may_start(at) and at not in seen:
+        seen.add(at)
+        yield config[at + pci.CAP_ID], at
+        at = config[at + pci.CAP_NEXT]
+
+
+def find_capability(config: bytes | bytearray, capability_id: int) -> int | None:
+    """Return the offset of the first capability with *capability_id*, None where there is none."""
+    return next((offset for found, offset in capabilities(config) if found == capability_id), None)
+
+
+def invariants(state: PciFunctionState, component: str) -> list[Finding]:
+    """Return what in *state* no function could hold, for the section *component*."""
+    return [
+        *_header(state, component),
+        *_chain(state, component),
+        *(finding for number in range(len(state.bars)) for finding in _bar(state, number, component)),
+        *_registers_apart(state, component),
+        *_apart(state, component),
+    ]
+
+
+def _may_start(pointer: int) -> bool:
+    return pci.HEADER_LEN <= pointer <= pci.CAP_LAST_START and pointer % 4 == 0
+
+
+def _header(state: PciFunctionState, component: str) -> Iterator[Finding]:
+    command, header_type = register(state.config, pci.COMMAND, 2), state.config[pci.HEADER_TYPE]
+    if command & ~Command.writable:
+        expected = f"within the writable bits {Command.writable:#06x} of the command register"
+        yield Finding(component, "config[4:6]", f"{command:#06x}", expected, "pci.command")
+    if header_type & HeaderType.defined:
+        yield Finding(component, "config[14]", f"{header_type:#04x}", "0x00, one function, no bridge", "pci.header")
+    if register(state.config, pci.VENDOR_ID, 2) == pci.NO_FUNCTION:
+        yield Finding(component, "config[0:2]", "0xffff", "a vendor: 0xffff means no function", "pci.vendor")
+
+
+def _chain(state: PciFunctionState, component: str) -> Iterator[Finding]:
+    config, rule = state.config, "pci.capabilities"
+    listed, first = register(config, pci.STATUS, 2) & Status.CAP_LIST, config[pci.CAPABILITIES_POINTER]
+    if not listed:
+        if first:
+            yield Finding(component, f"config[{pci.CAPABILITIES_POINTER}]", f"{first:#04x}", "0 without a list", rule)
+        return
+    chain = [offset for _, offset in capabilities(config)]
+    last = chain[-1] + pci.CAP_NEXT if chain else pci.CAPABILITIES_POINTER
+    pointer = config[last]
+    if pointer in chain:
+        yield Finding(component, f"config[{last}]", f"{pointer:#04x}", "a capability not met before (a loop)", rule)
+    elif pointer or not chain:
+        expected = f"a multiple of 4 from {pci.HEADER_LEN:#x} to {pci.CAP_LAST_START:#x}"
+        yield Finding(component, f"config[{last}]", f"{pointer:#04x}", expected, rule)
+    taken = sorted((offset, _least_len(config, offset)) for offset in chain)
+    for (offset, length), (following, _) in pairwise([*taken, (CONFIG_LEN, 0)]):
+        if offset + length > following:
+            text = f"{offset:#x}..{offset + length:#x}"
+            yield Finding(component, f"config[{offset}]", f"a capability at {text}", f"over by {following:#x}", rule)
+
+
+def _least_len(config: bytes, offset: int) -> int:
+    """Return how long the capability at *offset* is, as far as its ID tells."""
+    match config[offset + pci.CAP_ID]:
+        case pci.CAP_ID_MSIX:
+            return msix.CAP_LEN
+        case pci.CAP_ID_VENDOR:
+            return max(config[offset + 2], 3)
+        case _:
+            return 2
+
+
+def _bar(state: PciFunctionState, number: int, component: str) -> Iterator[Finding]:
+    bar, path = state.bars[number], f"bars[{number}]"
+    if bar.width not in {32, 64}:
+        yield Finding(component, f"{path}.width", str(bar.width), "32 or 64", "pci.bar-width")
+        return
+    if bar.index + bar.width // 32 > pci.BARS:
+        yield Finding(component, f"{path}.index", str(bar.index), "at most 4 for a 64-bit BAR", "pci.bar-index")
+        return
+    room = 1 << bar.width
+    if bar.length < pci.BAR_LEN_MIN or bar.length & (bar.length - 1) or bar.length >= room:
+        expected = f"a power of two from {pci.BAR_LEN_MIN} to {room >> 1:#x}"
+        yield Finding(component, f"{path}.length", f"{bar.length:#x}", expected, "pci.bar-length")
+        return
+    if bar.address % bar.length or bar.address + bar.length > room:
+        expected = f"a multiple of {bar.length:#x} within {bar.width} bits"
+        yield Finding(component, f"{path}.address", f"{bar.address:#x}", expected, "pci.bar-address")
+    low = register(state.config, bar_offset(bar.index), 4)
+    wanted = pci.BAR_TYPE_64 if bar.width == 64 else pci.BAR_TYPE_32
+    if low & MemoryBar.IO or MemoryBar.TYPE.get(low) != wanted:
+        expected = f"that of a {bar.width}-bit memory BAR in its type bits"
+        yield Finding(component, f"config[{bar_offset(bar.index)}]", f"{low:#010x}", expected, "pci.bar-type")
+    if (pointed := bar_pointed(state.config, bar)) % bar.length:
+        expected = f"0 below bit {bar.length.bit_length() - 1}: those bits are not in the register"
+        yield Finding(component, f"config[{bar_offset(bar.index)}]", f"{pointed:#x}", expected, "pci.bar-bits")
+
+
+def _registers_apart(state: PciFunctionState, component: str) -> Iterator[Finding]:
+    taken: set[int] = set()
+    for number, bar in enumerate(state.bars):
+        if taken.intersection(bar_registers(bar)):
+            expected = "a register that no other BAR has"
+            yield Finding(component, f"bars[{number}].index", str(bar.index), expected, "pci.bar-index")
+        taken.update(bar_registers(bar))
+    for index in set(range(pci.BARS)) - taken:
+        if value := register(state.config, bar_offset(index), 4):
+            path, expected = f"config[{bar_offset(index)}]", "0 where there is no BAR"
+            yield Finding(component, path, f"{value:#010x}", expected, "pci.bar-index")
+
+
+def _apart(state: PciFunctionState, component: str) -> Iterator[Finding]:
+    ordered = sorted(enumerate(state.bars), key=lambda item: item[1].address)
+    for (_, below), (number, bar) in pairwise(ordered):
+        if below.address + below.length > bar.address:
+            expected = f"at or above {below.address + below.length:#x}, where BAR {below.index} ends"
+            yield Finding(component, f"bars[{number}].address", f"{bar.address:#x}", expected, "pci.bar-overlap")
