@@ -122,7 +122,7 @@ def inject(hook: FaultHook) -> Iterator[None]:
         _fault = before
 
 
-def _seam(function: Callable[P, R]) -> Callable[P, R]:
+def seam(function: Callable[P, R]) -> Callable[P, R]:
     name = function.__name__
 
     @wraps(function)
@@ -139,7 +139,7 @@ def _seam(function: Callable[P, R]) -> Callable[P, R]:
 # Files
 
 
-@_seam
+@seam
 def open_fd(path: str, flags: int, mode: int = 0o600) -> int:
     """Open *path* close-on-exec and return the fd."""
     return os.open(path, flags | os.O_CLOEXEC, mode)
@@ -153,23 +153,23 @@ def close(fd: int) -> None:
         return
 
 
-@_seam
+@seam
 def fstat(fd: int) -> os.stat_result:
     return os.fstat(fd)
 
 
-@_seam
+@seam
 def stat_path(path: str) -> os.stat_result:
     return os.stat(path)
 
 
-@_seam
+@seam
 def lstat_path(path: str) -> os.stat_result:
     """Stat *path* itself, a symbolic link included."""
     return os.lstat(path)
 
 
-@_seam
+@seam
 def fchmod(fd: int, mode: int) -> None:
     os.fchmod(fd, mode)
 
@@ -201,7 +201,7 @@ _FILE_TYPES = {
 }
 
 
-@_seam
+@seam
 def pread(fd: int, length: int, offset: int) -> bytes:
     """Read up to *length* bytes at *offset*; short only at the end of the file."""
     first = os.pread(fd, length, offset)
@@ -214,7 +214,7 @@ def pread(fd: int, length: int, offset: int) -> bytes:
     return b"".join(parts)
 
 
-@_seam
+@seam
 def pread_into(fd: int, buffer: bytearray | memoryview, offset: int) -> int:
     """Fill *buffer* from *offset* and return how many bytes were read; less only at the end of the file."""
     rest = memoryview(buffer)
@@ -236,7 +236,7 @@ def data_ranges(fd: int, start: int, end: int) -> list[tuple[int, int]]:
     return found
 
 
-@_seam
+@seam
 def _seek(fd: int, offset: int, whence: int) -> int | None:
     try:
         return os.lseek(fd, offset, whence)
@@ -246,7 +246,7 @@ def _seek(fd: int, offset: int, whence: int) -> int | None:
         raise
 
 
-@_seam
+@seam
 def pwrite(fd: int, payload: bytes | bytearray | memoryview, offset: int) -> None:
     """Write all of *payload* at *offset*."""
     rest = memoryview(payload)
@@ -255,7 +255,7 @@ def pwrite(fd: int, payload: bytes | bytearray | memoryview, offset: int) -> Non
         rest, offset = rest[done:], offset + done
 
 
-@_seam
+@seam
 def read(fd: int, length: int) -> bytes | None:
     """Read once; None when nothing is there yet, b"" at the end."""
     try:
@@ -264,7 +264,7 @@ def read(fd: int, length: int) -> bytes | None:
         return None
 
 
-@_seam
+@seam
 def write(fd: int, payload: bytes | bytearray | memoryview) -> int:
     """Write once; returns how many bytes went, 0 when the other end takes none now."""
     try:
@@ -273,7 +273,7 @@ def write(fd: int, payload: bytes | bytearray | memoryview) -> int:
         return 0
 
 
-@_seam
+@seam
 def wait_writable(fd: int, timeout_ms: int) -> bool:
     """Wait until *fd* takes bytes, or has an error that a write would tell; False when it did not in time."""
     poll = select.poll()
@@ -281,45 +281,45 @@ def wait_writable(fd: int, timeout_ms: int) -> bool:
     return bool(poll.poll(timeout_ms))
 
 
-@_seam
+@seam
 def fsync(fd: int) -> None:
     os.fsync(fd)
 
 
-@_seam
+@seam
 def ftruncate(fd: int, length: int) -> None:
     os.ftruncate(fd, length)
 
 
-@_seam
+@seam
 def punch_hole(fd: int, offset: int, length: int) -> None:
     """Give the blocks of a range back; it reads as zeros afterwards."""
     if _c_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length):
         raise OSError(ctypes.get_errno(), "fallocate")
 
 
-@_seam
+@seam
 def rename(source: str, target: str) -> None:
     os.replace(source, target)
 
 
-@_seam
+@seam
 def link(source: str, target: str) -> None:
     """Give a file a second name; unlike `rename` it never replaces one."""
     os.link(source, target)
 
 
-@_seam
+@seam
 def unlink(path: str) -> None:
     os.unlink(path)
 
 
-@_seam
+@seam
 def listdir(path: str) -> list[str]:
     return os.listdir(path)
 
 
-@_seam
+@seam
 def flock(fd: int, operation: int) -> None:
     fcntl.flock(fd, operation)
 
@@ -331,7 +331,7 @@ LOCK_SH_NB = fcntl.LOCK_SH | fcntl.LOCK_NB
 # Memory
 
 
-@_seam
+@seam
 def mmap(length: int, prot: int, flags: int, fd: int = -1, offset: int = 0, at: int = 0) -> Hva:
     """Map *length* bytes, at the address *at* when flags say MAP_FIXED; returns the address."""
     address: int | None = _c_mmap(at or None, length, prot, flags, fd, offset)
@@ -340,13 +340,13 @@ def mmap(length: int, prot: int, flags: int, fd: int = -1, offset: int = 0, at: 
     return Hva(address)
 
 
-@_seam
+@seam
 def munmap(address: Hva, length: int) -> None:
     if _c_munmap(address, length):
         raise OSError(ctypes.get_errno(), "munmap")
 
 
-@_seam
+@seam
 def madvise(address: int, length: int, advice: int) -> None:
     if _c_madvise(address, length, advice):
         raise OSError(ctypes.get_errno(), "madvise")
@@ -395,7 +395,7 @@ def ioctl(fd: int, name: str, request: int, argument: int | bytes = 0) -> int:
 # Events
 
 
-@_seam
+@seam
 def eventfd(count: int = 0) -> int:
     """Make a non-blocking, close-on-exec eventfd."""
     return os.eventfd(count, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -417,12 +417,12 @@ def eventfd_take(fd: int) -> int:
         return 0
 
 
-@_seam
+@seam
 def epoll() -> select.epoll:
     return select.epoll()
 
 
-@_seam
+@seam
 def epoll_control(poll: select.epoll, fd: int, events: int, *, known: bool) -> None:
     """Watch *fd* for *events*, change what is watched when it is *known*, stop watching at events 0."""
     if not known:
@@ -451,7 +451,7 @@ def _as_socket(fd: int) -> "Iterator[socket.socket]":
         lent.detach()
 
 
-@_seam
+@seam
 def unix_socket(*, blocking: bool = False) -> int:
     """Make a close-on-exec socket."""
     import socket
@@ -461,20 +461,20 @@ def unix_socket(*, blocking: bool = False) -> int:
     return fd
 
 
-@_seam
+@seam
 def bind_unix(fd: int, path: str) -> None:
     """Give the socket a name; what appears at *path* has the mode that `fchmod` gave the fd, less the umask."""
     with _as_socket(fd) as lent:
         lent.bind(path)
 
 
-@_seam
+@seam
 def listen(fd: int, backlog: int) -> None:
     with _as_socket(fd) as lent:
         lent.listen(backlog)
 
 
-@_seam
+@seam
 def accept(fd: int) -> int | None:
     """Return the next client's fd, non-blocking and close-on-exec; None when none waits."""
     with _as_socket(fd) as lent:
@@ -486,7 +486,7 @@ def accept(fd: int) -> int | None:
     return client
 
 
-@_seam
+@seam
 def connect_unix(fd: int, path: str) -> None:
     with _as_socket(fd) as lent:
         lent.connect(path)
@@ -500,7 +500,7 @@ def thread_kick_signal() -> int:
     return signal.SIGRTMIN + 1
 
 
-@_seam
+@seam
 def start_thread(main: Callable[[], None]) -> int:
     """Run *main* on a new thread, every signal blocked from its first instruction; returns the thread's identity.
 

@@ -25,7 +25,9 @@ from snapkit.errors import ConfigError, InternalError, SnapkitError, StateViolat
 from snapkit.state.machine import MachineState
 from snapkit.units import MIB
 from snapkit.version import __version__
+from snapkit.vmm import control_devices
 from snapkit.vmm.backends.reply import Reply
+from snapkit.vmm.control_devices import Devices
 from snapkit.vmm.run_state import Reason, RunState, Stop
 
 T = TypeVar("T")
@@ -68,6 +70,9 @@ class Driven(Protocol):
     def request_stop(self, stop: Stop) -> None: ...
 
     def memory_spans(self) -> Sequence[tuple[int, int, int]]: ...
+
+    @property
+    def board(self) -> Devices: ...
 
     def counters(self) -> Mapping[str, Mapping[str, int]]: ...
 
@@ -128,8 +133,12 @@ class Control:
     def answer(self, method: str, target: str, body: bytes) -> Reply:
         """Carry out one request."""
         try:
-            handler = self._routes.get((method, target.partition("?")[0]))
+            path = target.partition("?")[0]
+            handler = self._routes.get((method, path))
             if handler is None:
+                reply = self._device(method, path, body)
+                if reply is not None:
+                    return reply
                 raise ConfigError(f"there is no {method} {target}")
             return handler(body)
         except SnapkitError as error:
@@ -162,8 +171,7 @@ class Control:
                 "boot_args": source.cmdline if source else None,
             },
             "machine-config": self._machine_config(),
-            "drives": [],
-            "network-interfaces": [],
+            **control_devices.listed(self._machine.board),
         }
 
     def _update_vm(self, body: bytes) -> Reply:
@@ -230,6 +238,13 @@ class Control:
     def _stop(self, _body: bytes) -> Reply:
         self._machine.request_stop(Stop(Reason.STOPPED, "asked to on its control socket"))
         return Reply(204)
+
+    # Devices
+
+    def _device(self, method: str, path: str, body: bytes) -> Reply | None:
+        if method != "GET":
+            self._check_alive()
+        return control_devices.answer(self._machine.board, method, path, body)
 
     # Private
 

@@ -8,7 +8,7 @@ threads, kvm_run mappings and vCPU fds, the VM's fd, RAM.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from snapkit import host
 from snapkit.errors import ConfigError, IncompatibleHost, SnapkitError, StateViolation
@@ -20,20 +20,21 @@ from snapkit.state.vcpu_x86_64 import VcpuState
 from snapkit.vmm.arch.x86_64 import layout, platform
 from snapkit.vmm.arch.x86_64.vcpu import VcpuArgs, X86Vcpu
 from snapkit.vmm.backends.console import Console
-from snapkit.vmm.devices.serial_16550 import Serial16550
 from snapkit.vmm.kvm import abi
 from snapkit.vmm.kvm.system import Kvm
 from snapkit.vmm.loop import Loop
 from snapkit.vmm.memory import FilePages, GuestMemory
+from snapkit.vmm.parts.board import CONSTRUCT_ORDER, Board, module_of
 from snapkit.vmm.run_state import Reason, RunState, Stop
 from snapkit.vmm.vcpu import VcpuThread
 from snapkit.vmm.vm import Vm
 
-SERIAL = SectionId(Serial16550.kind, "0")
+if TYPE_CHECKING:
+    from snapkit.vmm.parts.fresh import Asked, Fresh, Transport  # what only `boot` needs is imported when it is used
 
 
 class BootConfig(NamedTuple):
-    """What `boot` builds. *memory* in bytes."""
+    """What `boot` builds. *memory* in bytes; without *transport* it is PCI where there are *devices*, else none."""
 
     kernel: str
     initrd: str | None = None
@@ -41,6 +42,8 @@ class BootConfig(NamedTuple):
     memory: int = 256 << 20
     vcpus: int = 1
     cpu: str = "host"
+    devices: "tuple[Asked, ...]" = ()
+    transport: "Transport | None" = None
 
 
 class Vcpu:
@@ -53,9 +56,17 @@ class Vcpu:
 class Machine:
     """One machine. The methods below are called on the main thread; vCPU threads only call the sink's."""
 
-    def __init__(self, loop: Loop, console: Console, *, verify_memory: bool = False) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        console: Console,
+        *,
+        verify_memory: bool = False,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """*overrides* say, by device id, what host ends a restore uses instead of the saved ones."""
         # Configuration
-        self._loop, self.console, self._verify_memory = loop, console, verify_memory
+        self._loop, self._verify_memory = loop, verify_memory
         # Runtime glue
         self.run_state = RunState.BUILDING
         self.stop_info: Stop | None = None
@@ -64,11 +75,11 @@ class Machine:
         self._vm: Vm | None = None
         self._memory: GuestMemory | None = None
         self._was_paused = False
+        self.board = Board(loop, console, self, overrides)
         # Guest-visible state
         self._state: MachineState | None = None
         self._vcpus: dict[SectionId, Vcpu] = {}
         self._chips: dict[SectionId, platform.Chip] = {}
-        self._devices: dict[SectionId, platform.Device] = {}
 
     # Making one
 
@@ -93,6 +104,7 @@ class Machine:
 
     def _boot(self, config: BootConfig, regions: Sequence[tuple[int, int]]) -> None:
         profile: Literal["host", "baseline"] = "baseline" if config.cpu == "baseline" else "host"
+        fresh = self._fresh_parts(config)
         self.create_vm(
             MachineState(
                 architecture=platform.ARCHITECTURE,
@@ -104,7 +116,7 @@ class Machine:
         )
         memory = self._memory = GuestMemory(regions)
         self._use_memory(memory)
-        entry = platform.load_guest(memory, config.vcpus, config.kernel, config.initrd, config.cmdline)
+        entry = platform.load_guest(memory, config, fresh)
         for kind in platform.CHIPS:
             self.construct(SectionId(kind, "0"), None)
         leaves = platform.profile(self._need_vm(), config.cpu)
@@ -117,9 +129,28 @@ class Machine:
         if profile == "host":
             first = self._vcpus[SectionId(X86Vcpu.kind, "0")]
             self._need_state().tsc_khz = first.thread.call(first.state.tsc_khz)
-        for kind, state in platform.fresh_devices().items():
-            self.construct(SectionId(kind, "0"), state)
+        for kind in CONSTRUCT_ORDER:
+            for section, state in fresh.sections.items():
+                if section.kind == kind:
+                    self.construct(section, state)
+        self.wire()
         self.activate()
+
+    def _fresh_parts(self, config: BootConfig) -> "Fresh":
+        """Open what the host lends to the devices asked for, and lay all parts out."""
+        from snapkit.vmm.parts.fresh import fresh_sections, require_distinct
+
+        require_distinct(config.devices)
+        states = []
+        for asked in config.devices:
+            section = SectionId(asked.kind, asked.id)
+            module = module_of(asked.kind)
+            end = module.open_host(section, asked.values)
+            if end is not None:
+                self.board.adopt(section, end)
+            states.append((asked, module.fresh(section, asked.values, end)))
+        transport = config.transport or ("pci" if config.devices else None)
+        return fresh_sections(states, transport, host.urandom(16))
 
     # Steps of a restore
 
@@ -175,6 +206,15 @@ class Machine:
         memory.seal()
         self._need_vm().set_memory(memory)
         self._memory = memory
+        self.board.place(self._need_vm(), memory, restored=self.boot_source is None)
+
+    def claim(self, section: SectionId, state: State) -> None:
+        """Open what the host lends to the device *section*: its image, its TAP, its socket."""
+        self.board.claim(section, state)
+
+    def unclaim(self, section: SectionId) -> None:
+        """Close what the host lent to the device *section*."""
+        self.board.unclaim(section)
 
     def construct(self, section: SectionId, state: State | None) -> None:
         """Create the part *section*, inert; None for a chip or vCPU as KVM resets it."""
@@ -184,8 +224,7 @@ class Machine:
         elif section.kind in platform.CHIPS:
             self._chips[section] = platform.make_chip(state, section.kind, vm)
         elif state is not None:
-            args = platform.DeviceArgs(vm=vm, console=self.console, stopper=self)
-            self._devices[section] = platform.DEVICES[section.kind](state, args)
+            self.board.construct(section, state)
 
     def _make_vcpu(self, vm: Vm, section: SectionId, state: State | None) -> Vcpu:
         machine = self._need_state()
@@ -207,8 +246,16 @@ class Machine:
         if vcpu is not None:
             vcpu.thread.close()
         self._chips.pop(section, None)
-        if self._devices.pop(section, None) is not None and self._vm is not None:
-            self._vm.ports.remove(platform.PORTS[section.kind])
+        self.board.discard(section)
+
+    def wire(self) -> None:
+        """Arm doorbells, load the interrupt routes, register what fires them."""
+        self.board.wire(self._need_vm())
+
+    def unwire(self) -> None:
+        """Take doorbells and routes back."""
+        if self._vm is not None:
+            self.board.unwire(self._vm)
 
     def load(self, section: SectionId) -> None:
         """Write the state that a part of KVM's holds into KVM."""
@@ -219,11 +266,9 @@ class Machine:
             self._chips[section].load()
 
     def activate(self) -> None:
-        """Let devices drive their level-triggered pins, connect the console to the loop, make vCPU threads."""
+        """Let devices drive their level-triggered pins, watch their host ends, make vCPU threads."""
         try:
-            for device in self._devices.values():
-                device.resync()
-            self._attach_console()
+            self.board.activate()
             for vcpu in self._vcpus.values():
                 vcpu.thread.start()
         except BaseException:
@@ -231,35 +276,14 @@ class Machine:
             raise
         self.run_state = RunState.PAUSED
 
-    def _attach_console(self) -> None:
-        serial = self._devices[SERIAL]
-        if isinstance(serial, Serial16550):
-            lock = self._need_vm().lock
-
-            def receive(payload: bytes) -> int:
-                with lock:
-                    return serial.receive(payload)
-
-            def room_again() -> None:
-                with lock:
-                    serial.transmit_ready()
-
-            self.console.attach(
-                self._loop,
-                receive=receive,
-                room_again=room_again,
-                lost=lambda detail: self.request_stop(Stop(Reason.CONSOLE_LOST, detail)),
-                quit_asked=lambda: self.request_stop(Stop(Reason.INTERRUPTED, "Ctrl-A x")),
-            )
-
     def deactivate(self) -> None:
-        """Disconnect the console and end vCPU threads."""
+        """End vCPU threads, let go of host ends."""
         self.run_state = RunState.BUILDING
         try:
-            self.console.detach()
-        finally:
             for vcpu in self._vcpus.values():
                 vcpu.thread.stop()
+        finally:
+            self.board.deactivate()
 
     # Running
 
@@ -272,10 +296,7 @@ class Machine:
         work = [vcpu.state.tell_paused if self._was_paused else vcpu.state.start_clock for vcpu in vcpus]
         for job in [vcpu.thread.post(start) for vcpu, start in zip(vcpus, work, strict=True)]:
             job.wait()  # every counter is set before any vCPU reads one
-        serial = self._devices[SERIAL]
-        if isinstance(serial, Serial16550):
-            with self._need_vm().lock:
-                serial.transmit_ready()
+        self.board.run()
         self.run_state = RunState.RUNNING
         for vcpu in vcpus:
             vcpu.thread.resume()
@@ -286,6 +307,7 @@ class Machine:
         for job in [vcpu.thread.pause() for vcpu in self._vcpus.values()]:
             job.wait()
         self._was_paused = True
+        self.board.pause()
         self.run_state = RunState.PAUSED
         for chip in self._chips.values():
             chip.stop_clock()
@@ -330,10 +352,13 @@ class Machine:
         self.run_state = RunState.CLOSED
         with ExitStack() as order:
             order.callback(self.unmap_memory)
+            order.callback(self.board.close_hosts)
             order.callback(self.close_vm)
+            order.callback(self.board.close_parts)
+            order.callback(self.unwire)
             for section in list(self._vcpus):
                 order.callback(self.discard, section)
-            order.callback(self.console.detach)
+            order.callback(self.board.deactivate)
 
     def __enter__(self) -> Self:
         return self
@@ -367,13 +392,13 @@ class Machine:
     def prepare_save(self) -> None:
         """Bring what is between guest and host to rest; changes devices, so the machine must be paused."""
         self._require("prepare a save", RunState.PAUSED, "pause it first")
-        self.console.drain()
+        self.board.prepare_save()
 
     def save(self) -> dict[SectionId, State]:
         """Return the state of everything: devices before the CPUs that they interrupt, chips and clock last."""
         self._require("save", RunState.PAUSED, "pause it first")
         memory = self._need_memory()
-        devices = {section: device.save() for section, device in self._devices.items()}
+        devices = self.board.save()
         vcpus = {section: vcpu.thread.call(vcpu.state.save) for section, vcpu in self._vcpus.items()}
         chips = {section: chip.save() for section, chip in self._chips.items()}
         first: dict[SectionId, State] = {
@@ -392,7 +417,7 @@ class Machine:
         vm = self._need_vm()
         return {
             "unclaimed": {bus.name: bus.unclaimed for bus in (vm.ports, vm.mmio)},
-            "faults": {str(section): device.faults for section, device in self._devices.items()},
+            "faults": self.board.faults(),
         }
 
     def memory_spans(self) -> Sequence[tuple[int, int, int]]:

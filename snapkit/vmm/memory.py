@@ -2,16 +2,24 @@
 
 RAM is owned here by address. Views are lent inside a call and never kept: unmapping does not wait for them. RAM is
 not inherited by fork and not dumped; a mapping laid over it loses those marks, so they are set once all is laid.
+
+What the guest gives back (`discard`) reads as zeros and costs nothing any more. Where a file is laid, giving back takes
+a mapping of its own, so it is remembered where that has been done, and their number is kept well below what a process
+may have: beyond it pages stay as they are, which is what their giver must expect anyway.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
-from snapkit import host
+from snapkit import host, host_memory
 from snapkit.errors import ConfigError, HostError
 from snapkit.state.memory_layout import MemoryLayoutState, RegionState
-from snapkit.units import PAGE_SHIFT, Gpa, Hva
+from snapkit.units import PAGE_LEN, PAGE_SHIFT, Gpa, Hva
+from snapkit.vmm.ranges import Ranges
+
+MAPPINGS_MAX = 24_000
+"""How many mappings RAM may become; Linux gives a process 65530 (vm.max_map_count) for everything."""
 
 _RAM_FLAGS = host.MAP_PRIVATE | host.MAP_ANONYMOUS | host.MAP_NORESERVE
 _RW = host.PROT_READ | host.PROT_WRITE
@@ -67,6 +75,9 @@ class GuestMemory:
             regions.append(Region(Gpa(gpa), length, Hva(at)))
             at += length
         self.regions = tuple(regions)
+        self._laid = Ranges()  # by the monitor's address
+        self._mappings = 1  # at most: neighbours that the kernel joined count twice until it is asked
+        self._refusals = 0
 
     @property
     def ram(self) -> list[tuple[int, int]]:
@@ -82,14 +93,44 @@ class GuestMemory:
 
     def lay(self, gpa: int, length: int, fd: int, offset: int) -> None:
         """Lay *length* bytes of a file over RAM at *gpa*, copy-on-write: the file is never written."""
-        host.mmap(
-            length, _RW, host.MAP_PRIVATE | host.MAP_FIXED | host.MAP_NORESERVE, fd, offset, self.hva(gpa, length)
-        )
+        start = self.hva(gpa, length)
+        host.mmap(length, _RW, host.MAP_PRIVATE | host.MAP_FIXED | host.MAP_NORESERVE, fd, offset, start)
+        self._laid.add(start, start + length)
+        self._mappings += 2
 
     def seal(self) -> None:
         """Mark RAM as not inherited and not dumped; after the last `lay`."""
-        host.madvise(self._base, self.length, host.MADV_DONTFORK)
-        host.madvise(self._base, self.length, host.MADV_DONTDUMP)
+        host_memory.mark_as_ram(self._base, self.length)
+
+    def discard(self, gpa: int, length: int) -> bool:
+        """Give whole pages back to the host: they read as zeros from now on, for the guest too.
+
+        False when they stay as they are, because RAM would become too many mappings. Raises ConfigError when the range
+        is not whole pages of one region, HostError when the host refuses.
+        """
+        start = self.hva(gpa, length)
+        if (gpa | length) % PAGE_LEN:
+            raise ConfigError(f"guest memory {gpa:#x}..{gpa + length:#x} is not whole pages")
+        if not length:
+            return True
+        pieces = self._laid.count(start, start + length)
+        if not pieces:
+            host_memory.drop(start, length)
+            return True
+        more = 3 - pieces  # they go; left are what lies before and behind, and the new one between
+        if more > 0 and self._mappings + more > MAPPINGS_MAX and not self._has_room():
+            return False
+        host_memory.map_anew(start, length)
+        self._laid.remove(start, start + length)
+        self._mappings += more
+        return True
+
+    def _has_room(self) -> bool:
+        """Ask the kernel how many mappings there are, but ever less often: it takes 0.1 s when there are so many."""
+        self._refusals += 1
+        if not self._refusals & (self._refusals - 1):
+            self._mappings = host_memory.count_mappings(self._base, self.length)
+        return self._mappings + 2 <= MAPPINGS_MAX
 
     def hva(self, gpa: int, length: int) -> Hva:
         """Return the monitor's address of [gpa, gpa+length), which must lie in one region; else ConfigError."""

@@ -115,6 +115,8 @@ KVM_CAP_TSC_CONTROL = 60
 KVM_CAP_GET_TSC_KHZ = 61
 KVM_CAP_MAX_VCPUS = 66
 KVM_CAP_SIGNAL_MSI = 77
+KVM_CAP_IOEVENTFD_ANY_LENGTH = 122
+KVM_CAP_MSI_DEVID = 131
 KVM_CAP_IMMEDIATE_EXIT = 136
 KVM_CAP_XSAVE2 = 208
 
@@ -135,6 +137,63 @@ def memory_region(slot: int, flags: int, gpa: int, length: int, hva: int) -> byt
 def irq_level(gsi: int, level: int) -> bytes:
     """struct kvm_irq_level."""
     return _IRQ_LEVEL.pack(gsi, level)
+
+
+_ROUTING = struct.Struct("<II")  # then that many entries
+_ROUTE_IRQCHIP = struct.Struct("<IIIIII24x")
+_ROUTE_MSI = struct.Struct("<IIIIQII16x")  # address_lo and address_hi read as one
+KVM_SET_GSI_ROUTING = iow("KVM_SET_GSI_ROUTING", 0x6A, _ROUTING.size)
+KVM_IRQ_ROUTING_IRQCHIP = 1
+KVM_IRQ_ROUTING_MSI = 2
+KVM_MSI_VALID_DEVID = 1
+KVM_MAX_IRQ_ROUTES = 4096
+
+
+def irqchip_route(gsi: int, chip: int, pin: int) -> bytes:
+    """struct kvm_irq_routing_entry of a controller's pin."""
+    return _ROUTE_IRQCHIP.pack(gsi, KVM_IRQ_ROUTING_IRQCHIP, 0, 0, chip, pin)
+
+
+def msi_route(gsi: int, address: int, data: int, device_id: int) -> bytes:
+    """struct kvm_irq_routing_entry of a message; *device_id* 0 stands for none."""
+    flags = KVM_MSI_VALID_DEVID if device_id else 0
+    return _ROUTE_MSI.pack(gsi, KVM_IRQ_ROUTING_MSI, flags, 0, address, data, device_id)
+
+
+def routing(entries: bytes) -> bytes:
+    """struct kvm_irq_routing: the whole table, *entries* one behind the other."""
+    return _ROUTING.pack(len(entries) // _ROUTE_MSI.size, 0) + entries
+
+
+_IRQFD = struct.Struct("<IIII16x")
+KVM_IRQFD = iow("KVM_IRQFD", 0x76, _IRQFD.size)
+KVM_IRQFD_FLAG_DEASSIGN = 1
+
+
+def irqfd(fd: int, gsi: int, flags: int) -> bytes:
+    """struct kvm_irqfd."""
+    return _IRQFD.pack(fd, gsi, flags, 0)
+
+
+_IOEVENTFD = struct.Struct("<QQIiI36x")
+KVM_IOEVENTFD = iow("KVM_IOEVENTFD", 0x79, _IOEVENTFD.size)
+KVM_IOEVENTFD_FLAG_DATAMATCH = 1
+KVM_IOEVENTFD_FLAG_PIO = 2
+KVM_IOEVENTFD_FLAG_DEASSIGN = 4
+
+
+def ioeventfd(fd: int, address: int, length: int, datamatch: int, flags: int) -> bytes:
+    """struct kvm_ioeventfd."""
+    return _IOEVENTFD.pack(datamatch, address, length, fd, flags)
+
+
+_MSI = struct.Struct("<QIII12x")  # address_lo and address_hi read as one
+KVM_SIGNAL_MSI = iow("KVM_SIGNAL_MSI", 0xA5, _MSI.size)
+
+
+def msi(address: int, data: int, device_id: int) -> bytes:
+    """struct kvm_msi; *device_id* 0 stands for none."""
+    return _MSI.pack(address, data, KVM_MSI_VALID_DEVID if device_id else 0, device_id)
 
 
 # A vCPU's fd

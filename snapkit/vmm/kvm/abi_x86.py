@@ -20,7 +20,7 @@ from snapkit.state.vcpu_x86_64 import (
     VcpuEvents,
     Xcr,
 )
-from snapkit.vmm.kvm.abi import Layout, io, ior, iow, iowr
+from snapkit.vmm.kvm.abi import Layout, io, ior, iow, iowr, irqchip_route
 
 # System and VM
 
@@ -37,6 +37,11 @@ KVM_SET_IRQCHIP = ior("KVM_SET_IRQCHIP", 0x63, _IRQCHIP_LEN)
 KVM_IRQCHIP_PIC_MASTER = 0
 KVM_IRQCHIP_PIC_SLAVE = 1
 KVM_IRQCHIP_IOAPIC = 2
+IDENTITY_ROUTES = b"".join(
+    [irqchip_route(gsi, KVM_IRQCHIP_PIC_MASTER + gsi // 8, gsi % 8) for gsi in range(16)]
+    + [irqchip_route(gsi, KVM_IRQCHIP_IOAPIC, gsi) for gsi in range(24)]
+)
+"""What KVM_CREATE_IRQCHIP routes: GSI n to pin n of the IOAPIC and, where there is one, of the PICs (irq_comm.c)."""
 
 PIC = Layout(
     PicState,

@@ -1,6 +1,9 @@
 """A VM's fd."""
 
+from collections.abc import Iterable
+
 from snapkit import host
+from snapkit.state.interrupt_table import RouteState
 from snapkit.state.irqchip_x86 import IrqchipState
 from snapkit.state.pit import PitState
 from snapkit.units import Gpa, Gsi, Hva
@@ -37,7 +40,40 @@ class VmFd:
         """Drive an interrupt controller's pin."""
         abi.put(self.fd, abi.KVM_IRQ_LINE, abi.irq_level(gsi, level))
 
+    def irqfd(self, fd: int, gsi: int, *, assign: bool) -> None:
+        """Have a write to the eventfd *fd* raise *gsi*, or no longer. Its route must be there before, or it is lost."""
+        flags = 0 if assign else abi.KVM_IRQFD_FLAG_DEASSIGN
+        abi.put(self.fd, abi.KVM_IRQFD, abi.irqfd(fd, gsi, flags))
+
+    def ioeventfd(
+        self, fd: int, gpa: int, length: int, *, datamatch: int | None = None, assign: bool = True, pio: bool = False
+    ) -> None:
+        """Have a guest's store to *gpa* (port *gpa* with *pio*) signal the eventfd *fd* without an exit, or no longer.
+
+        *length* 0 takes a store of any length; a *datamatch* takes only that value. Taking back needs the same
+        arguments.
+        """
+        flags = (
+            (0 if datamatch is None else abi.KVM_IOEVENTFD_FLAG_DATAMATCH)
+            | (abi.KVM_IOEVENTFD_FLAG_PIO if pio else 0)
+            | (0 if assign else abi.KVM_IOEVENTFD_FLAG_DEASSIGN)
+        )
+        abi.put(self.fd, abi.KVM_IOEVENTFD, abi.ioeventfd(fd, gpa, length, datamatch or 0, flags))
+
+    def signal_msi(self, address: int, data: int, device_id: int = 0) -> bool:
+        """Deliver one message now; False when the guest has it blocked."""
+        return abi.put(self.fd, abi.KVM_SIGNAL_MSI, abi.msi(address, data, device_id)) > 0
+
     # x86
+
+    def set_gsi_routing(self, routes: Iterable[RouteState]) -> None:
+        """Make *routes* the messages that GSIs stand for, beside the pins of the interrupt controllers.
+
+        The ioctl replaces KVM's whole table, so this method puts the pins in each time.
+        """
+        messages = [abi.msi_route(route.gsi, route.address, route.data, route.device_id) for route in routes]
+        entries = abi_x86.IDENTITY_ROUTES + b"".join(messages)
+        abi.put(self.fd, abi.KVM_SET_GSI_ROUTING, abi.routing(entries))
 
     def set_tss_addr(self, gpa: Gpa) -> None:
         abi.call(self.fd, abi_x86.KVM_SET_TSS_ADDR, gpa)

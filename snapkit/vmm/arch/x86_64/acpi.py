@@ -1,4 +1,4 @@
-"""ACPI tables of the x86-64 machine: RSDP, XSDT, FADT, MADT, DSDT. Pure: addresses in, bytes out.
+"""ACPI tables of the x86-64 machine: RSDP, XSDT, FADT, MADT, DSDT, MCFG. Pure: addresses in, bytes out.
 
 ACPI specification 6.5, chapter 5. The tables lie in guest RAM, so they are part of every snapshot. What each choice
 does to Linux (6.1, arch/x86/kernel/acpi/boot.c and drivers/acpi):
@@ -17,6 +17,8 @@ does to Linux (6.1, arch/x86/kernel/acpi/boot.c and drivers/acpi):
   monitors need that route GSI 0 to pin 2 themselves; whoever replaces the routing must keep pin n for GSI n.
 - COM1 uses an extended interrupt descriptor: Linux takes those as they are, while for the short ISA form it looks for
   an override first, and a hardware-reduced Linux has no ISA interrupts to find.
+- The MCFG and the PCI root are there only where there is PCI; a machine without it has the tables of release 0.1.0, byte
+  for byte. Linux uses the ECAM only because E820 and MBRD reserve it, which they do in every machine.
 """
 
 import struct
@@ -24,14 +26,15 @@ from collections.abc import Sequence
 
 from snapkit.errors import InternalError
 from snapkit.units import Gpa, align_up
-from snapkit.vmm.arch.x86_64 import aml
+from snapkit.vmm.arch.x86_64 import acpi_devices, aml
 from snapkit.vmm.arch.x86_64.layout import (
     ECAM_LEN,
     ECAM_START,
     GSI_SERIAL,
     IOAPIC_GPA,
     LAPIC_GPA,
-    RESET_ENTRY_GPA,
+    PCI_BUS,
+    PCI_SEGMENT,
     RESET_PORT,
     RESET_VALUE,
     RSDP_GPA,
@@ -40,6 +43,7 @@ from snapkit.vmm.arch.x86_64.layout import (
     SLEEP_CONTROL_PORT,
     SLEEP_STATUS_PORT,
     SLP_TYP_S5,
+    VMGENID_GPA,
 )
 
 _OEM_ID = b"SNAPKT"
@@ -68,11 +72,11 @@ _LOCAL_APIC, _IO_APIC = 0, 1
 _ENABLED = 1
 
 
-def build_tables(vcpus: int, *, devices: Sequence[bytes] = ()) -> list[tuple[Gpa, bytes]]:
+def build_tables(vcpus: int, *, devices: Sequence[bytes] = (), pci: bool = False) -> list[tuple[Gpa, bytes]]:
     r"""Build every table for *vcpus* processors (local APIC ids 0, 1, ...), the RSDP first.
 
-    *devices* are AML device terms (`aml.device`) put into ``\_SB`` after the built-in ones, in their order. Raises
-    InternalError when the tables outgrow their place.
+    *devices* are AML device terms (`acpi_devices`) put into ``\_SB`` after the built-in ones, in their order. With
+    *pci* there are an MCFG and the PCI root, before them. Raises InternalError when the tables outgrow their place.
     """
     tables: list[tuple[Gpa, bytes]] = []
     free = align_up(RSDP_GPA + _RSDP_LEN, _TABLE_ALIGNMENT)
@@ -81,13 +85,15 @@ def build_tables(vcpus: int, *, devices: Sequence[bytes] = ()) -> list[tuple[Gpa
         nonlocal free
         gpa = Gpa(free)
         free = align_up(free + len(table), _TABLE_ALIGNMENT)
-        if free > RESET_ENTRY_GPA:
-            raise InternalError(f"ACPI tables end at {free:#x}, must end below {RESET_ENTRY_GPA:#x}")
+        if free > VMGENID_GPA:
+            raise InternalError(f"ACPI tables end at {free:#x}, must end below {VMGENID_GPA:#x}")
         tables.append((gpa, table))
         return gpa
 
-    dsdt = put(_table(b"DSDT", 2, _dsdt(devices)))
+    dsdt = put(_table(b"DSDT", 2, _dsdt([acpi_devices.pci_root(), *devices] if pci else devices)))
     listed = [put(_table(b"FACP", 6, _fadt(dsdt))), put(_table(b"APIC", 5, _madt(vcpus)))]
+    if pci:
+        listed.append(put(_table(b"MCFG", 1, _mcfg())))
     xsdt = put(_table(b"XSDT", 1, struct.pack(f"<{len(listed)}Q", *listed)))
     return [(RSDP_GPA, _rsdp(xsdt)), *tables]
 
@@ -135,6 +141,11 @@ def _madt(vcpus: int) -> bytes:
     entries += [struct.pack("<BBBBI", _LOCAL_APIC, 8, cpu, cpu, _ENABLED) for cpu in range(vcpus)]
     entries.append(struct.pack("<BBBxII", _IO_APIC, 12, 0, IOAPIC_GPA, 0))  # id 0, as KVM's has; GSI base 0
     return b"".join(entries)
+
+
+def _mcfg() -> bytes:
+    """PCI Firmware Specification 3.3, section 4.1.2: where the configuration space of segment 0, bus 0 is."""
+    return struct.pack("<8xQHBB4x", ECAM_START, PCI_SEGMENT, PCI_BUS, PCI_BUS)
 
 
 def _dsdt(devices: Sequence[bytes]) -> bytes:

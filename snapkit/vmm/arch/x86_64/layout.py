@@ -29,9 +29,13 @@ MMIO32_START = Gpa(0xC000_0000)
 MMIO32_END = Gpa(0xEEC0_0000)
 ECAM_START = Gpa(0xEEC0_0000)
 ECAM_LEN = 1 * MIB
+PCI_SEGMENT = 0
+PCI_BUS = 0  # the only one
 MMIO64_START = Gpa(256 * GIB)
 MMIO64_LEN = 256 * GIB
 VIRTIO_MMIO_SLOT_LEN = 0x1000  # from MMIO32_END downwards
+VIRTIO_MMIO_START = Gpa(MMIO32_END - 1 * MIB)  # room for more slots than there are legacy interrupts
+PCI_MMIO32_END = VIRTIO_MMIO_START  # the window of the PCI root: from MMIO32_START up to here
 
 # Interrupt controllers, and the pages that KVM needs on hosts whose CPUs cannot run real mode (KVM_SET_TSS_ADDR,
 # KVM_SET_IDENTITY_MAP_ADDR).
@@ -53,6 +57,8 @@ SERIAL_PORT = 0x3F8
 SERIAL_PORT_LEN = 8
 I8042_PORT = 0x60
 I8042_PORT_LEN = 5  # the in-kernel PIT takes 0x61, which lies between the two, before it gets here
+PCI_CONFIG_PORT = 0xCF8
+PCI_CONFIG_PORT_LEN = 8
 RESET_PORT = 0x64
 RESET_VALUE = 0xFE
 SLEEP_CONTROL_PORT = 0x600
@@ -82,7 +88,8 @@ VGA_START = Gpa(0xA_0000)
 ACPI_START = Gpa(0xE_0000)
 ACPI_END = Gpa(0x10_0000)
 RSDP_GPA = ACPI_START
-RESET_ENTRY_GPA = Gpa(0xF_FFF0)  # in the same reserved range, behind the tables: firmware.py
+VMGENID_GPA = Gpa(0xF_F000)  # in the same reserved range, behind the tables: 16 bytes that no table overlaps
+RESET_ENTRY_GPA = Gpa(0xF_FFF0)  # behind that, where the processor looks for it: firmware.py
 HIMEM_START = Gpa(0x10_0000)
 
 E820_RAM = 1

@@ -75,3 +75,16 @@ def test_places_below_one_mib_do_not_overlap():
     for (start, length), (after, _) in itertools.pairwise(places):
         assert start + length <= after
     assert layout.BOOT_AREA_END <= layout.CONVENTIONAL_END
+
+
+def test_places_in_the_acpi_area_do_not_overlap():
+    assert layout.ACPI_START <= layout.VMGENID_GPA
+    assert layout.VMGENID_GPA % 8 == 0
+    assert layout.VMGENID_GPA + 16 <= layout.RESET_ENTRY_GPA < layout.ACPI_END
+
+
+def test_windows_of_pci_and_of_virtio_mmio_do_not_overlap_and_fill_the_window():
+    assert layout.MMIO32_START < layout.PCI_MMIO32_END <= layout.VIRTIO_MMIO_START
+    lowest = layout.MMIO32_END - layout.VIRTIO_MMIO_SLOT_LEN * len(layout.GSI_LEGACY)
+    assert lowest >= layout.VIRTIO_MMIO_START
+    assert layout.MMIO32_END == layout.ECAM_START

@@ -1,0 +1,31 @@
+"""Rate limits as the command line says them: so much a second, so much at once before that."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from snapkit.errors import ConfigError
+from snapkit.units import parse_len
+from snapkit.vmm.virtio.rate_limiter import BucketConfig, LimitConfig
+
+_SECOND_MS = 1000
+
+
+def limits(values: Mapping[str, Any], prefix: str = "") -> LimitConfig:
+    """Read ``bandwidth``, ``bandwidth-burst``, ``ops``, ``ops-burst``, each with *prefix*. Raises ConfigError."""
+    return LimitConfig(
+        bandwidth=_bucket(values, f"{prefix}bandwidth"),
+        ops=_bucket(values, f"{prefix}ops"),
+    )
+
+
+def _bucket(values: Mapping[str, Any], name: str) -> BucketConfig | None:
+    burst_name = f"{name}-burst"
+    if name not in values:
+        if burst_name in values:
+            raise ConfigError(f"{burst_name} goes with {name}, which is not said")
+        return None
+    size = parse_len(values[name], what=name)
+    if not size:
+        raise ConfigError(f"{name} is 0, must be what may pass in a second")
+    burst = parse_len(values[burst_name], what=burst_name) if burst_name in values else None
+    return BucketConfig(size=size, refill_time=_SECOND_MS, one_time_burst=burst)
