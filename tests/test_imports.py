@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "snapkit"
 
-LEAVES = ("bits", "units", "errors", "host", "version")
+LEAVES = ("bits", "units", "errors", "host", "host_io", "host_memory", "host_net", "version")
 BELOW: Mapping[str, tuple[str, ...]] = {
     "state": ("state", "bits", "units", "errors", "version"),  # not host: state is pure
     "guests": ("guests", *LEAVES),
@@ -180,14 +180,18 @@ def kind_of(device: Path) -> str | None:
 
 def test_device_lies_in_its_four_places():
     devices = {
-        path.stem: kind for path in (PACKAGE / "vmm/devices").glob("*.py") if (kind := kind_of(path)) is not None
+        path: kind
+        for folder in ("vmm", "vmm/devices", "vmm/pci", "vmm/virtio")
+        for path in (PACKAGE / folder).glob("*.py")
+        if (kind := kind_of(path)) is not None
     }
     assert devices, "no device declares its kind"
-    for stem, kind in devices.items():
+    for path, kind in devices.items():
+        stem, folder = path.stem, path.parent.relative_to(PACKAGE)
         assert kind.replace("-", "_") == stem
         assert (PACKAGE / f"state/{stem}.py").exists()
         assert (ROOT / f"schemas/{kind}/1.json").exists()
-        assert (ROOT / f"tests/vmm/devices/test_{stem}.py").exists()
+        assert (ROOT / "tests" / folder / f"test_{stem}.py").exists()
 
 
 def test_every_kind_lies_in_the_module_of_its_stem():

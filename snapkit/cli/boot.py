@@ -4,8 +4,10 @@ from typing import Any
 
 import click
 
+from snapkit import host
+from snapkit.cli.devices import asked_devices, device_options
 from snapkit.cli.keys import key_option, read_key
-from snapkit.cli.session import Session, session_options
+from snapkit.cli.session import SIGNALS, Session, session_options
 from snapkit.units import parse_len
 
 
@@ -17,6 +19,7 @@ from snapkit.units import parse_len
 @click.option("--vcpus", default=2, show_default=True, metavar="N", help="1 to 8 CPUs.")
 @click.option("--cpu", default="host", show_default=True, metavar="host|baseline", help="What CPUID says.")
 @click.option("--reboot", is_flag=True, help="Boot again when the guest asks for a reset, instead of exiting with 8.")
+@device_options
 @key_option
 @session_options
 def boot(
@@ -40,12 +43,22 @@ def boot(
       snapkit boot vmlinuz --initrd initrd.img --cmdline "console=ttyS0"
       snapkit boot vmlinuz --snapshot-when "login:" --snapshot-to vm.snap
       snapkit boot vmlinux --memory 4G --vcpus 8 --exit-when ready --timeout 60
+      snapkit boot vmlinuz --cmdline "console=ttyS0 root=/dev/vda" --disk id=root,path=root.img --rng
+      snapkit boot vmlinuz --disk id=root,path=base.img,overlay=. --net id=eth0,tap=tap0 --transport mmio
     """
     from snapkit.vmm.machine import BootConfig, Machine
     from snapkit.vmm.run_state import Reason
 
+    devices, transport = asked_devices(asked)
     config = BootConfig(
-        kernel=kernel, initrd=initrd, cmdline=cmdline, memory=parse_len(memory, what="memory"), vcpus=vcpus, cpu=cpu
+        kernel=kernel,
+        initrd=initrd,
+        cmdline=cmdline,
+        memory=parse_len(memory, what="memory"),
+        vcpus=vcpus,
+        cpu=cpu,
+        devices=devices,
+        transport=transport,
     )
 
     def build(loop: Any, console: Any) -> Machine:
@@ -55,8 +68,12 @@ def boot(
 
     key = read_key(key_file)
     session = Session(**asked, key=key)
-    while True:
-        code = session.run(build)
-        if not (reboot and session.ended is Reason.RESET):
-            return code
-        session = Session(**asked, key=key, deadline_ns=session.deadline_ns)
+    between: list[int] = []
+    with host.on_signals(tuple(SIGNALS), between.append):  # for the moment between two runs
+        while True:
+            code = session.run(build)
+            if not (reboot and session.ended is Reason.RESET):
+                return code
+            if between:
+                return SIGNALS[between[0]].exit_code
+            session = Session(**asked, key=key, deadline_ns=session.deadline_ns)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from snapkit.cli.devices import asked_overrides, override_options
 from snapkit.cli.keys import key_option, read_key, read_small_file
 from snapkit.cli.session import Session, session_options
 from snapkit.errors import ConfigError, IncompatibleHost
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 @click.option("--host", metavar="FACTS.json", help="With --dry-run: judge by another host's `doctor --json`.")
 @click.option("--timeline", is_flag=True, help="Show what each step of the restore took.")
 @click.option("--verify-memory", is_flag=True, help="Copy memory and check it, instead of mapping the file.")
+@override_options
 @key_option
 @session_options
 def restore(
@@ -42,6 +44,7 @@ def restore(
       snapkit restore vm.snap
       snapkit restore vm.snap --dry-run --host facts.json
       snapkit restore vm.snap --timeline --exit-when "tick 500" --timeout 10
+      snapkit restore vm.snap --disk id=root,overlay=/var/tmp --net id=eth0,tap=tap7
     """
     from snapkit.restore.restore import prepare
     from snapkit.vmm.arch.x86_64.platform import ARCHITECTURE
@@ -49,10 +52,11 @@ def restore(
 
     if host is not None and not dry_run:
         raise ConfigError("--host judges by another host's facts, so it goes with --dry-run")
-    key = read_key(key_file)
+    key, overrides = read_key(key_file), asked_overrides(asked)
     with prepare(file, key=key, paused=paused, architecture=None if host else ARCHITECTURE) as prepared:
         for dropped in prepared.dropped:
             click.echo(f"snapkit: not restored: {dropped}", err=True)
+        overrides.require_known(prepared.sections)
         if host is not None:
             _judge(prepared, host)
         if dry_run:
@@ -61,7 +65,8 @@ def restore(
         session = Session(**asked, parent_id=prepared.image.preamble.snapshot_id, key=key)
 
         def build(loop: Any, console: Any) -> Machine:
-            machine = Machine(loop, console, verify_memory=verify_memory or key is not None)
+            copied = verify_memory or key is not None
+            machine = Machine(loop, console, verify_memory=copied, overrides=overrides.values)
             try:
                 prepared.run(machine)
             except BaseException:

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from snapkit.vmm.control import Control
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+SIGNALS = {
+    host.SIGINT: Stop(Reason.INTERRUPTED),
+    host.SIGTERM: Stop(Reason.STOPPED, "SIGTERM"),
+    host.SIGHUP: Stop(Reason.CONSOLE_LOST, "SIGHUP"),
+}
+"""What each signal ends a run as."""
 _TIMEOUT_MAX_S = 10**9
 
 
@@ -67,9 +74,7 @@ class Session(msgspec.Struct, kw_only=True):
             console = Console.open(self.serial)
             stack.callback(console.close)
             self._watch(loop, console)
-            stack.enter_context(
-                host.on_signals((host.SIGINT, host.SIGTERM, host.SIGHUP), lambda number: self._signalled(loop, number))
-            )
+            stack.enter_context(host.on_signals(tuple(SIGNALS), lambda number: self._signalled(loop, SIGNALS[number])))
             server = None if self.control is None else stack.enter_context(_listen(loop, self.control))
             machine = self._machine = stack.enter_context(build(loop, console))
             if server is not None:
@@ -97,12 +102,7 @@ class Session(msgspec.Struct, kw_only=True):
         if self.deadline_ns is not None:
             loop.call_at(self.deadline_ns, lambda: self._stop(loop, Stop(Reason.TIMEOUT)))
 
-    def _signalled(self, loop: Loop, number: int) -> None:
-        stop = {
-            host.SIGINT: Stop(Reason.INTERRUPTED),
-            host.SIGTERM: Stop(Reason.STOPPED, "SIGTERM"),
-            host.SIGHUP: Stop(Reason.CONSOLE_LOST, "SIGHUP"),
-        }[number]
+    def _signalled(self, loop: Loop, stop: Stop) -> None:
         self._signal = stop
         loop.post(lambda: self._stop(loop, stop))
 

@@ -1,7 +1,7 @@
 """From sections to steps: pure, so that a plan can be shown without a machine, without KVM, on any host.
 
 The order inside a stage is a table, each entry with its reason. A kind that a table does not list is constructed after
-those that it lists, in the file's order: devices do not depend on each other while they are inert.
+those that it lists, in the file's order.
 """
 
 from collections.abc import Mapping
@@ -25,6 +25,27 @@ REBUILD_ORDER = (
     ("pit", "needs the irqchip"),
     ("vcpu-x86-64", "needs the irqchip"),
     ("kvm-clock", "nothing needs it; it only holds its state"),
+    ("resource-allocator", "every part that is built claims its ranges and numbers from it"),
+    ("interrupt-table", "gives parts their interrupt lines and vectors"),
+    ("serial-16550", "needs its interrupt line"),
+    ("i8042", "needs nothing but its ports"),
+    ("vmgenid", "needs its interrupt line"),
+    ("pci-segment", "functions are put into its slots"),
+    ("virtio-block", "before its transport, which wraps it"),
+    ("virtio-net", "before its transport"),
+    ("virtio-vsock", "before its transport"),
+    ("virtio-rng", "before its transport"),
+    ("virtio-balloon", "before its transport"),
+    ("pci-function", "before what answers behind its BARs and capabilities"),
+    ("pci-msix", "its control word is in the function's configuration space"),
+    ("virtio-pci", "joins a device, its function and its vectors"),
+    ("virtio-mmio", "joins a device and its interrupt line"),
+)
+
+CLAIM_ORDER = (
+    ("virtio-block", "its image, which may be missing, changed, or locked by another machine"),
+    ("virtio-net", "its TAP"),
+    ("virtio-vsock", "its socket"),
 )
 
 LOAD_ORDER = (
@@ -46,7 +67,8 @@ def plan(sections: Mapping[SectionId, State], pages: Pages, *, paused: bool = Fa
     if not isinstance(machine, MachineState) or not isinstance(layout, MemoryLayoutState):
         raise InternalError("the machine or memory-layout section is not of its current version")
     parts = [section for section in sections if section not in (MACHINE, MEMORY)]
-    steps: Steps = [
+    steps: Steps = [_claim(section, sections[section]) for section in _ordered(parts, CLAIM_ORDER, rest=False)]
+    steps += [
         Step("rebuild", "create the VM", lambda target: target.create_vm(machine), lambda target: target.close_vm()),
         Step(
             "rebuild",
@@ -56,6 +78,7 @@ def plan(sections: Mapping[SectionId, State], pages: Pages, *, paused: bool = Fa
         ),
     ]
     steps += [_construct(section, sections[section]) for section in _ordered(parts, REBUILD_ORDER, rest=True)]
+    steps.append(Step("wire", "doorbells and interrupts", lambda target: target.wire(), lambda target: target.unwire()))
     steps += [_load(section) for section in _ordered(parts, LOAD_ORDER, rest=False)]
     steps.append(Step("activate", "devices", lambda target: target.activate(), lambda target: target.deactivate()))
     if not paused:
@@ -68,6 +91,15 @@ def _ordered(parts: list[SectionId], order: tuple[tuple[str, str], ...], *, rest
     kinds = [kind for kind, _reason in order]
     listed = [part for kind in kinds for part in parts if part.kind == kind]
     return listed + [part for part in parts if rest and part.kind not in kinds]
+
+
+def _claim(section: SectionId, state: State) -> Step[Target]:
+    return Step(
+        "claim",
+        f"open what {section} has of the host",
+        lambda target: target.claim(section, state),
+        lambda target: target.unclaim(section),
+    )
 
 
 def _construct(section: SectionId, state: State) -> Step[Target]:

@@ -1,29 +1,30 @@
-"""What must hold across the parts of a machine before any of it is rebuilt: pure, all findings at once.
+"""The machine itself: its sections are all there, its CPUs, its memory, and what the file's labels say of them."""
 
-A single value out of its bounds never gets here: decoding refuses it. Each invariant is a small named function with its
-reason; `INVARIANTS` is the list that `check` runs.
-"""
-
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable
 
 from snapkit.errors import Finding
+from snapkit.restore.check.sections import Findings, Sections
 from snapkit.restore.manifest import Manifest
 from snapkit.restore.pages import Pages
 from snapkit.restore.preamble import Preamble
-from snapkit.state import i8042, serial_16550
-from snapkit.state.i8042 import I8042State
 from snapkit.state.machine import EM_X86_64, MachineState
 from snapkit.state.memory_layout import MemoryLayoutState
-from snapkit.state.schema import SectionId, State
-from snapkit.state.serial_16550 import SerialState
+from snapkit.state.schema import SectionId
 from snapkit.state.vcpu_x86_64 import VcpuState
 from snapkit.units import PAGE_LEN, PAGE_SHIFT
 
-Sections = Mapping[SectionId, State]
-Findings = Iterator[Finding]
-
 _SHOWN = 16
-_SINGLE_X86 = ("machine", "memory-layout", "irqchip-x86", "pit", "kvm-clock", "serial-16550", "i8042")
+_SINGLE_X86 = (
+    "machine",
+    "memory-layout",
+    "irqchip-x86",
+    "pit",
+    "kvm-clock",
+    "serial-16550",
+    "i8042",
+    "resource-allocator",
+    "interrupt-table",
+)
 
 
 def sections_complete(sections: Sections, _pages: Pages) -> Findings:
@@ -93,25 +94,6 @@ def regions_sound(sections: Sections, pages: Pages) -> Findings:
         yield Finding(where, "regions", "different from the file's memory", "the regions whose bytes it holds", rule)
 
 
-def devices_consistent(sections: Sections, _pages: Pages) -> Findings:
-    """A device's fields do not contradict each other: it could never have been saved so."""
-    for section, state in sections.items():
-        if isinstance(state, SerialState):
-            yield from serial_16550.invariants(state, str(section))
-        elif isinstance(state, I8042State):
-            yield from i8042.invariants(state, str(section))
-
-
-INVARIANTS: tuple[Callable[[Sections, Pages], Findings], ...] = (
-    sections_complete,
-    architecture_known,
-    vcpus_dense,
-    vcpu_lists_unique,
-    regions_sound,
-    devices_consistent,
-)
-
-
 def check_labels(sections: Sections, preamble: Preamble, manifest: Manifest) -> list[Finding]:
     """Return where preamble and manifest, which people and tools read, say something else than the machine itself."""
     machine, layout = sections.get(SectionId("machine", "0")), sections.get(SectionId("memory-layout", "0"))
@@ -132,11 +114,6 @@ def check_labels(sections: Sections, preamble: Preamble, manifest: Manifest) -> 
         for where, path, found, wanted in labels
         if found != wanted
     ]
-
-
-def check(sections: Sections, pages: Pages) -> list[Finding]:
-    """Return everything that is wrong with the machine as a whole; empty when it may be rebuilt."""
-    return [finding for invariant in INVARIANTS for finding in invariant(sections, pages)]
 
 
 def _few(names: Iterable[str]) -> str:
