@@ -1,6 +1,6 @@
 """Builds the guests of this folder with the package's own toolchain and runtime, each once.
 
-`.cache/guests` keeps every binary under a digest of what it depends on: its source, the runtime, the flags, its
+`.cache/guests` keeps every binary under a digest of what it depends on: its source, the headers here, the runtime, the flags, its
 defines and the versions of compiler and linker. A test asks by name and gets a path:
 
     guest("page_cross", ADDRESS="0xd0000ffeu")
@@ -40,7 +40,9 @@ def guest(name: str, **defines: str) -> str:
 
 def _key(source: str, defines: dict[str, str]) -> str:
     digest = hashlib.sha256()
-    for file in (source, *(os.path.join(RUNTIME_FOLDER, name) for name in build.RUNTIME)):
+    headers = sorted(name for name in os.listdir(SOURCE_FOLDER) if name.endswith(".h"))
+    mine = [source, *(os.path.join(SOURCE_FOLDER, name) for name in headers)]
+    for file in (*mine, *(os.path.join(RUNTIME_FOLDER, name) for name in build.RUNTIME)):
         digest.update(bytes.fromhex(build.digest(file)))
     digest.update(repr((build.command("SOURCE", "OUTPUT", defines=defines), build.toolchain())).encode())
     return digest.hexdigest()[:16]
