@@ -127,7 +127,11 @@ def seam(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        enter(name, args)
+        global _calls
+        if _fault is None:  # `enter`, but for the call of it
+            _calls += 1
+        else:
+            enter(name, args)
         try:
             return function(*args, **kwargs)
         except OSError as error:
@@ -591,6 +595,16 @@ monotonic_ns = time.monotonic_ns
 
 def realtime_ns() -> int:
     return time.time_ns()
+
+
+@seam
+def raise_fd_limit() -> None:
+    """Let this process have as many fds as it ever may: a socket device alone may want a thousand."""
+    import resource  # only a run of a machine needs it
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def process_id() -> int:

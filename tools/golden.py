@@ -4,6 +4,10 @@
 that describes them. They are stored packed, hence the second suffix: a 2 MiB machine is 2 MiB in every clone and 3 KiB
 packed. `unpack` gives back the very bytes that the release wrote, checked against the manifest, and keeps them in a cache.
 
+Where a golden has devices, a restore gives them other host ends (`host_ends`): a fresh copy of each disk as it was when the
+machine was saved, which is stored beside it, a socket in a folder of the restore's own, a TAP in a network namespace of its
+own (`tools.tap`).
+
 A golden's guest prints lines that begin with a word and a number, one higher each time. The manifest says which number
 was the last before the snapshot and how much of the next line was out already, so a restored machine must go on to the
 byte.
@@ -12,6 +16,7 @@ byte.
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
@@ -20,6 +25,7 @@ from pathlib import Path
 import msgspec
 
 from snapkit.errors import ConfigError
+from tools import tap
 
 FOLDER = Path("tests/golden")
 MANIFEST = "manifest.json"
@@ -27,6 +33,10 @@ SUFFIX = ".snap.zst"
 KEPT = "it was written by that release and cannot be made again: take it back from the repository (git checkout)"
 _WRITE_S = 120
 _GO_ON = 3
+_DISK_LEN = 64 << 10
+_TAP = "tap0"
+_CID = 3
+_DEVICES = {"disk": "root", "net": "eth0", "vsock": "v0"}
 
 
 class Recipe(msgspec.Struct, frozen=True):
@@ -38,19 +48,35 @@ class Recipe(msgspec.Struct, frozen=True):
     word: str
     """First word of the lines that it prints, a number follows."""
     snapshot_when: str
+    transport: str = "none"
+    options: tuple[str, ...] = ()
+    """Names of the options that ask for its devices."""
 
     @property
     def name(self) -> str:
-        return f"x86-64-none-{self.devices}"
+        return f"x86-64-{self.transport}-{self.devices}"
 
 
+_ALL = ("disk", "net", "vsock", "rng", "balloon")
 RECIPES = (
     Recipe("base", "counter", 1, "count", "count 7"),
     Recipe("smp", "smp", 2, "smp", "cpus 2 counts"),
+    Recipe("all", "devices", 1, "io", "io 5", "pci", _ALL),
+    Recipe("all", "devices", 1, "io", "io 5", "mmio", _ALL),
 )
 
 
-class Golden(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class Disk(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A disk of a golden, as it was when the machine was saved."""
+
+    id: str
+    file: str
+    length: int
+    sha256: str
+    packed_sha256: str
+
+
+class Golden(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One entry of the manifest."""
 
     file: str
@@ -73,6 +99,11 @@ class Golden(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Of the snapshot file."""
     packed_sha256: str
     """Of the stored file."""
+    disks: list[Disk] = []
+    nets: list[str] = []
+    """Ids of the devices that want a TAP."""
+    vsocks: list[str] = []
+    """Ids of the devices that want a socket."""
 
     @property
     def name(self) -> str:
@@ -115,13 +146,15 @@ def problems(folder: Path) -> Iterator[str]:
     except ConfigError as error:
         yield str(error)
         return
+    listed = {MANIFEST: ""}
     for golden in manifest.goldens:
-        path = folder / golden.file
+        listed |= {golden.file: golden.packed_sha256, **{disk.file: disk.packed_sha256 for disk in golden.disks}}
+    for name, wanted in listed.items():
+        path = folder / name
         if not path.is_file():
             yield f"{path} is missing; {KEPT}"
-        elif digest(path.read_bytes()) != golden.packed_sha256:
+        elif wanted and digest(path.read_bytes()) != wanted:
             yield f"{path} is edited; {KEPT}"
-    listed = {golden.file for golden in manifest.goldens} | {MANIFEST}
     for path in sorted(folder.iterdir()):
         if path.name not in listed:
             yield f"{path} is in no manifest; remove it"
@@ -132,20 +165,9 @@ def unpack(folder: Path, golden: Golden, cache: Path) -> Path:
 
     Raises ConfigError that says what to do when the stored file is missing or is not what the manifest says.
     """
-    import zstandard
-
-    packed_path = folder / golden.file
-    try:
-        packed = packed_path.read_bytes()
-    except FileNotFoundError as error:
-        raise ConfigError(f"{packed_path} is missing; {KEPT}") from error
-    if digest(packed) != golden.packed_sha256:
-        raise ConfigError(f"{packed_path} is edited; {KEPT}")
+    content = _unpacked(folder, golden)
     path = cache / f"{golden.name}-{golden.sha256[:16]}.snap"
     if not path.exists() or digest(path.read_bytes()) != golden.sha256:
-        content = zstandard.ZstdDecompressor().decompress(packed, max_output_size=golden.length)
-        if digest(content) != golden.sha256:
-            raise ConfigError(f"{packed_path} holds something else than its manifest says; {KEPT}")
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=cache, delete=False) as file:
             file.write(content)
@@ -153,13 +175,59 @@ def unpack(folder: Path, golden: Golden, cache: Path) -> Path:
     return path
 
 
+def _unpacked(folder: Path, stored: Golden | Disk) -> bytes:
+    import zstandard
+
+    path = folder / stored.file
+    try:
+        packed = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} is missing; {KEPT}") from error
+    if digest(packed) != stored.packed_sha256:
+        raise ConfigError(f"{path} is edited; {KEPT}")
+    content = zstandard.ZstdDecompressor().decompress(packed, max_output_size=stored.length)
+    if digest(content) != stored.sha256:
+        raise ConfigError(f"{path} holds something else than its manifest says; {KEPT}")
+    return content
+
+
+def host_ends(folder: Path, golden: Golden, into: Path, sockets: Path | None = None) -> dict[str, dict[str, str]]:
+    """Make what a restore of *golden* has of the host, and return it as overrides: by device id, what is other.
+
+    Disks are unpacked into *into*, for one restore: it writes them. Sockets will be in *sockets*, the same by default. The
+    TAPs are only named: the restore has to be where `tools.tap` is.
+    """
+    ends = {}
+    for disk in golden.disks:
+        path = into / f"{golden.name}.{disk.id}.img"
+        path.write_bytes(_unpacked(folder, disk))
+        ends[disk.id] = {"path": str(path)}
+    ends |= {ident: {"tap": _TAP} for ident in golden.nets}
+    ends |= {ident: {"uds": str((sockets or into) / f"{ident}.sock")} for ident in golden.vsocks}
+    return ends
+
+
+def restore_words(
+    snapkit: Sequence[str], path: Path, golden: Golden, ends: Mapping[str, Mapping[str, str]]
+) -> list[str]:
+    """Return the command that restores the file at *path* with the command *snapkit* and these host ends."""
+    words = [*snapkit, "restore", str(path)]
+    named = [("--disk", [disk.id for disk in golden.disks]), ("--net", golden.nets), ("--vsock", golden.vsocks)]
+    for option, ids in named:
+        for ident in ids:
+            words += [option, ",".join([f"id={ident}", *(f"{key}={value}" for key, value in ends[ident].items())])]
+    return _among_taps(words) if golden.nets else words
+
+
+def _among_taps(words: list[str]) -> list[str]:
+    return [sys.executable, str(Path(tap.__file__).resolve()), _TAP, "--", *words]
+
+
 def write(snapkit: Sequence[str], folder: Path, guests: Mapping[str, Path], *, release: str, date: str) -> Manifest:
     """Write every golden of `RECIPES` into *folder* with the command *snapkit*, each restored once, and the manifest.
 
     *guests* are the binaries by name. Raises ConfigError with what the command said when it failed.
     """
-    import zstandard
-
     folder.mkdir(parents=True)
     goldens = []
     with tempfile.TemporaryDirectory() as scratch_name:
@@ -167,17 +235,17 @@ def write(snapkit: Sequence[str], folder: Path, guests: Mapping[str, Path], *, r
         for recipe in RECIPES:
             elf = guests[recipe.guest]
             snap, serial = scratch / f"{recipe.name}.snap", scratch / f"{recipe.name}.out"
-            machine = ["--memory", "2M", "--vcpus", str(recipe.vcpus), "--cpu", "baseline"]
+            machine = ["--memory", "2M", "--vcpus", str(recipe.vcpus), "--cpu", "baseline", *_asked(recipe, scratch)]
             until = ["--snapshot-when", recipe.snapshot_when, "--snapshot-to", str(snap), "--then", "stop"]
             bound = ["--timeout", str(_WRITE_S)]
-            run([*snapkit, "boot", elf, *machine, "--serial", f"file:{serial}", *until, *bound], scratch)
+            words = [*snapkit, "boot", str(elf), *machine, "--serial", f"file:{serial}", *until, *bound]
+            run(_among_taps(words) if "net" in recipe.options else words, scratch)
             lines = serial.read_text().split("\n")
             content = snap.read_bytes()
-            packed = zstandard.ZstdCompressor(level=19, write_content_size=True).compress(content)
             golden = Golden(
                 file=f"{recipe.name}{SUFFIX}",
                 architecture="x86-64",
-                transport="none",
+                transport=recipe.transport,
                 devices=recipe.devices,
                 vcpus=recipe.vcpus,
                 memory=2 << 20,
@@ -189,11 +257,13 @@ def write(snapkit: Sequence[str], folder: Path, guests: Mapping[str, Path], *, r
                 partial_line=lines[-1],
                 length=len(content),
                 sha256=digest(content),
-                packed_sha256=digest(packed),
+                packed_sha256=_store(folder / f"{recipe.name}{SUFFIX}", content),
+                disks=[_store_disk(folder, recipe, scratch)] if "disk" in recipe.options else [],
+                nets=[_DEVICES["net"]] if "net" in recipe.options else [],
+                vsocks=[_DEVICES["vsock"]] if "vsock" in recipe.options else [],
             )
             run([*snapkit, "verify", snap], scratch)
-            restore(snapkit, snap, golden)
-            (folder / golden.file).write_bytes(packed)
+            restore(snapkit, snap, golden, folder)
             goldens.append(golden)
         about = msgspec.json.decode(run([*snapkit, "inspect", snap, "--json"], scratch))
     manifest = Manifest(
@@ -208,16 +278,57 @@ def write(snapkit: Sequence[str], folder: Path, guests: Mapping[str, Path], *, r
     return manifest
 
 
-def restore(snapkit: Sequence[str], path: Path, golden: Golden) -> list[str]:
+def _asked(recipe: Recipe, scratch: Path) -> list[str]:
+    """Return the options of its devices, each with a host end in *scratch*."""
+    if not recipe.options:
+        return []
+    image = _disk_path(recipe, scratch)
+    image.write_bytes(bytes(_DISK_LEN))
+    said = {
+        "disk": f"id={_DEVICES['disk']},path={image}",
+        "net": f"id={_DEVICES['net']},tap={_TAP}",
+        "vsock": f"id={_DEVICES['vsock']},cid={_CID},uds={scratch / recipe.name}.sock",
+    }
+    words = ["--transport", recipe.transport]
+    for option in recipe.options:
+        words += [f"--{option}", *([said[option]] if option in said else [])]
+    return words
+
+
+def _disk_path(recipe: Recipe, scratch: Path) -> Path:
+    return scratch / f"{recipe.name}.img"
+
+
+def _store_disk(folder: Path, recipe: Recipe, scratch: Path) -> Disk:
+    ident, content = _DEVICES["disk"], _disk_path(recipe, scratch).read_bytes()
+    file = f"{recipe.name}.{ident}.img.zst"
+    packed = _store(folder / file, content)
+    return Disk(id=ident, file=file, length=len(content), sha256=digest(content), packed_sha256=packed)
+
+
+def _store(path: Path, content: bytes) -> str:
+    """Store *content*, packed; returns the digest of the stored file."""
+    import zstandard
+
+    packed = zstandard.ZstdCompressor(level=19, write_content_size=True).compress(content)
+    path.write_bytes(packed)
+    return digest(packed)
+
+
+def restore(snapkit: Sequence[str], path: Path, golden: Golden, folder: Path) -> list[str]:
     """Restore a golden with the command *snapkit* and return the whole lines that its guest goes on with.
 
-    Raises ConfigError when it does not go on, or not with the next line.
+    *path* is the unpacked file, *folder* where the golden is stored. Raises ConfigError when it does not go on, or not with
+    the next line.
     """
     with tempfile.TemporaryDirectory() as scratch_name:
         scratch = Path(scratch_name)
         serial = scratch / "out"
-        until = ["--exit-when", go_on_text(golden), "--timeout", str(_WRITE_S)]
-        run([*snapkit, "restore", path, "--serial", f"file:{serial}", *until], scratch)
+        words = restore_words(snapkit, path, golden, host_ends(folder, golden, scratch))
+        run(
+            [*words, "--serial", f"file:{serial}", "--exit-when", go_on_text(golden), "--timeout", str(_WRITE_S)],
+            scratch,
+        )
         return golden.went_on(serial.read_text())
 
 

@@ -34,7 +34,7 @@ from snapkit.errors import SnapkitError
 from snapkit.guests import build
 from snapkit.state.law import committed_files, violations
 from snapkit.state.releases import Release, freeze, render
-from tools import golden, stored, wheels
+from tools import golden, stored, tap, wheels
 
 ROOT = Path(__file__).resolve().parents[1]
 VERSION, CHANGELOG, RELEASES = Path("snapkit/version.py"), Path("CHANGELOG.md"), Path("schemas/releases.json")
@@ -77,6 +77,8 @@ def reasons(root: Path) -> Iterator[str]:
         yield f"toolchain: {missing}: the guests of the goldens are built from source"
     if not os.access(KVM, os.R_OK | os.W_OK):
         yield f"kvm: {KVM} is missing or may not be opened: goldens are written from live machines"
+    if missing := tap.missing():
+        yield f"network: {missing}: goldens have a network card; be root, load the module tun"
     try:
         wheels.pinned(root)
     except SnapkitError as error:

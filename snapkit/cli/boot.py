@@ -63,7 +63,11 @@ def boot(
 
     def build(loop: Any, console: Any) -> Machine:
         machine = Machine.boot(config, loop, console)
-        machine.resume()
+        try:
+            machine.resume()
+        except BaseException:
+            machine.close()
+            raise
         return machine
 
     key = read_key(key_file)

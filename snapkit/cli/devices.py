@@ -103,7 +103,7 @@ class Overrides(NamedTuple):
     def require_known(self, sections: Mapping[Any, Any]) -> None:
         """Raise ConfigError for an id that no such device of the file has."""
         for device_id, option in self.options.items():
-            kinds = [OPTIONS[option].kind] if option in OPTIONS else [entry.kind for entry in OPTIONS.values()]
+            kinds = [OPTIONS[option if option in OPTIONS else "disk"].kind]  # only a disk has an image that may change
             if not any((kind, device_id) in sections for kind in kinds):
                 there = sorted(str(section) for section in sections if section.kind in kinds)
                 raise ConfigError(f"--{option} {device_id}: the file has no such device, only {there or 'none'}")

@@ -69,6 +69,7 @@ class Session(msgspec.Struct, kw_only=True):
         if self.timeout is not None and self.deadline_ns is None:
             self.deadline_ns = host.monotonic_ns() + int(self.timeout * 1e9)
         sys.setswitchinterval(1e-4)
+        host.raise_fd_limit()
         with ExitStack() as stack:
             loop = stack.enter_context(Loop())
             console = Console.open(self.serial)

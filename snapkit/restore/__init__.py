@@ -8,21 +8,28 @@
 | decode, upgrade | sections to States, States to the current release | nothing |
 | check | every invariant across components, all findings at once (`check`) | nothing |
 | plan | the ordered steps (`plan`) | nothing |
-| claim | host resources are opened | host, reversible |
-| rebuild | VM, memory map, chips, vCPUs, all devices constructed, inert | KVM objects |
-| wire | doorbells and interrupt routes | KVM objects |
+| claim | images, TAPs and sockets opened, locked, compared with what was saved | host, reversible |
+| rebuild | VM, memory map, chips, vCPUs, tables; all devices constructed, inert, with their claims | KVM objects |
+| wire | doorbells; all interrupt routes by one call, then what fires them; claims compared | KVM objects |
 | load | registers and chips, in the order that the architecture wants | KVM objects |
-| activate | pins driven, console connected | KVM objects, host, reversible |
-| run | clocks started, vCPUs leave pause | the world |
+| activate | pins driven, host ends watched, threads made, a new generation id | KVM objects, host, reversible |
+| run | clocks started, every queue looked at, vCPUs leave pause | the world |
 
 Everything from *claim* on is a `Step` with its undo, run by one small engine (`pipeline`): a restore that fails leaves
-no fd, thread or mapping. The file itself is `image` (read), `writer` (write), `pages` (its memory), over `preamble`,
-`manifest` and `chunks`, one module per part of the layout; `atomic` and `orphans` see to what a killed writer leaves.
+no fd, thread, mapping, lock or file. What the operator says of a device's host end instead of what was saved goes to
+the target, not through here: a plan is the same wherever it is carried out.
+
+Checks are small functions, one module a concern (`check`): the machine itself, devices as a whole, interrupts. They
+hold everything that rebuilding relies on, so that a file which passes cannot fail there for its own sake; and nothing
+that a guest may bring about, so that whatever it does to its devices, its snapshot is good. The file itself is `image`
+(read), `writer` (write), `pages` (its memory), over `preamble`, `manifest` and `chunks`, one module per part of the
+layout; `atomic` and `orphans` see to what a killed writer leaves.
 
 What a file may cost before it is refused is bounded by what it holds: a manifest of 1 MiB, sections of 16 MiB together
 once decompressed, and a chunk table for at most 1 TiB of RAM, 24 MiB. `verify` and a restore that copies memory read
 all of memory, as long as the file says that it is.
 
-Not done: host resources beside the console (there are no such devices yet), the findings of `compatible` beyond
-architecture, vCPU count and TSC rate.
+Not done: the findings of `compatible` beyond architecture, vCPU count and TSC rate: images, TAPs and sockets are looked
+at in *claim*, not by a dry run. Features that a device offers are not compared with what this release knows of. Diff
+snapshots, `convert` and `edit`.
 """

@@ -105,10 +105,9 @@ class Image:
         return stored if entry.codec == "raw" else _decompress(stored, entry.length, f"section {entry.path}")
 
     def _stored(self, entry: SectionEntry) -> bytes:
-        what = f"section {entry.path}"
-        stored = self._source.read(entry.offset, entry.stored_length, what)
+        stored = self._source.read(entry.offset, entry.stored_length, entry.kind)  # that it is there was seen before
         if not self._digester.matches(stored, bytes.fromhex(entry.digest)):
-            raise ImageError(f"{what} does not match its digest: damaged")
+            raise ImageError(f"section {entry.path} does not match its digest: damaged")
         return stored
 
     def sections(self) -> Sections:
@@ -139,9 +138,8 @@ class Image:
                     raise ImageError(
                         f"section {entry.path} has {entry.length} bytes, {entry.kind} allows {schema.max_len}"
                     )
-                states[SectionId(entry.kind, entry.instance)] = codec.decode(
-                    schema, self._payload(entry), where=entry.path
-                )
+                section = SectionId(entry.kind, entry.instance)
+                states[section] = codec.decode(schema, self._payload(entry), where=section)
         return Sections(states, dropped)
 
     def verify(self, progress: Progress | None = None) -> list[Finding]:

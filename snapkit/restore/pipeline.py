@@ -61,6 +61,11 @@ class Timeline:
         """Record the with block as a step of *stage*, also when it fails."""
         return Recording(self, stage, name)
 
+    def add(self, stage: str, name: str, start_ns: int, calls: int) -> None:
+        """Record what began at *start_ns*, when so many system calls had been made, and is over now."""
+        length_ns, calls = host.monotonic_ns() - start_ns, host.calls_made() - calls
+        self.spans.append(Span(stage, name, start_ns - self.origin_ns, length_ns, calls))
+
     def total_ns(self) -> int:
         """From the origin to the end of the last step."""
         return max((span.start_ns + span.length_ns for span in self.spans), default=0)
@@ -91,23 +96,22 @@ class Recording:
         self._calls, self._start_ns = host.calls_made(), host.monotonic_ns()
 
     def __exit__(self, *_: object) -> None:
-        length_ns = host.monotonic_ns() - self._start_ns
-        start_ns = self._start_ns - self._timeline.origin_ns
-        calls = host.calls_made() - self._calls
-        self._timeline.spans.append(Span(self._stage, self._name, start_ns, length_ns, calls))
+        self._timeline.add(self._stage, self._name, self._start_ns, self._calls)
 
 
 def run_steps(steps: Iterable[Step[T]], target: T, timeline: Timeline) -> None:
     """Do *steps* to *target*; when one fails, undo those before it in reverse and raise its error with theirs noted."""
     done: list[Step[T]] = []
     for step in steps:
+        calls, start_ns = host.calls_made(), host.monotonic_ns()
         try:
-            with timeline.span(step.stage, step.name):
-                step.do(target)
+            step.do(target)
         except BaseException as error:
+            timeline.add(step.stage, step.name, start_ns, calls)
             error.add_note(f"in step {step.stage}: {step.name}")
             _undo(done, target, error)
             raise
+        timeline.add(step.stage, step.name, start_ns, calls)
         done.append(step)
 
 

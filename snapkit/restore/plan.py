@@ -5,6 +5,7 @@ those that it lists, in the file's order.
 """
 
 from collections.abc import Mapping
+from itertools import chain
 
 from snapkit.errors import InternalError
 from snapkit.restore.pages import Pages
@@ -88,9 +89,12 @@ def plan(sections: Mapping[SectionId, State], pages: Pages, *, paused: bool = Fa
 
 def _ordered(parts: list[SectionId], order: tuple[tuple[str, str], ...], *, rest: bool) -> list[SectionId]:
     """Return *parts* sorted by the place of their kind in *order*; those not in it last, or not at all."""
-    kinds = [kind for kind, _reason in order]
-    listed = [part for kind in kinds for part in parts if part.kind == kind]
-    return listed + [part for part in parts if rest and part.kind not in kinds]
+    by_kind: dict[str, list[SectionId]] = {kind: [] for kind, _reason in order}
+    others: list[SectionId] = []
+    for part in parts:
+        by_kind.get(part.kind, others).append(part)
+    listed = list(chain.from_iterable(by_kind.values()))
+    return listed + others if rest else listed
 
 
 def _claim(section: SectionId, state: State) -> Step[Target]:

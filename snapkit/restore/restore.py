@@ -5,7 +5,7 @@ from typing import Self
 
 import msgspec
 
-from snapkit.errors import Finding, ImageError, IncompatibleHost
+from snapkit.errors import Finding, ImageError, IncompatibleHost, StateViolation
 from snapkit.restore.check import check, check_labels
 from snapkit.restore.image import Image
 from snapkit.restore.pipeline import Timeline, run_steps
@@ -13,6 +13,7 @@ from snapkit.restore.plan import Steps, plan
 from snapkit.restore.preamble import ARCHITECTURES
 from snapkit.restore.source import naming
 from snapkit.restore.target import Target
+from snapkit.state.codec import HandingOver
 from snapkit.state.converters import upgrade_sections
 from snapkit.state.schema import SectionId, State
 
@@ -25,10 +26,19 @@ class Prepared(msgspec.Struct):
     steps: Steps
     dropped: list[str]
     timeline: Timeline
+    used: bool = False
+    """It was run: its sections are a machine's own now."""
 
     def run(self, target: Target) -> None:
-        """Do the steps to *target*. A failure undoes all of them; the file stays the caller's to close."""
-        run_steps(self.steps, target, self.timeline)
+        """Do the steps to *target*, once: it takes the sections over, and changes them.
+
+        A failure undoes all of the steps; the file stays the caller's to close.
+        """
+        if self.used:
+            raise StateViolation("restore", actual="restored before", required="fresh", way_out="prepare it again")
+        self.used = True
+        with HandingOver(self.sections.values()):
+            run_steps(self.steps, target, self.timeline)
 
     def close(self) -> None:
         """Close the file; what a machine mapped of it stays."""

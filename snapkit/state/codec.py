@@ -9,17 +9,19 @@ when it is encoded, where msgspec names no place: the place is searched for then
 """
 
 import re
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import msgspec
 
 from snapkit.errors import Finding, ImageError
-from snapkit.state.schema import Schema, State, schema_of
+from snapkit.state.schema import Schema, SectionId, State, schema_of
 
 S = TypeVar("S", bound=State)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[type[State], msgspec.msgpack.Decoder[Any]] = {}  # making one walks the whole type
+_handed_over: dict[int, State] = {}  # by identity; holding them keeps an identity from being used again
 _PLAIN = (bool, bytes, bytearray, memoryview, str, type(None))
 
 
@@ -34,7 +36,7 @@ def encode(state: State) -> bytes:
     return _encoder.encode(state)
 
 
-def decode(schema: Schema, payload: bytes, *, where: str) -> State:
+def decode(schema: Schema, payload: bytes, *, where: str | SectionId) -> State:
     """Decode the *payload* of the section *where*.
 
     Raises ImageError naming the section and the field when it is too long, not msgpack, out of bounds, or not
@@ -45,11 +47,11 @@ def decode(schema: Schema, payload: bytes, *, where: str) -> State:
     try:
         state = _decoder(schema.type).decode(payload)
     except msgspec.ValidationError as error:
-        raise _refused(error, where, f"section {where} version {schema.version}", _plain(payload)) from error
+        raise _refused(error, str(where), f"section {where} version {schema.version}", _plain(payload)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ImageError(f"section {where} version {schema.version}: {error}") from error
     if (canonical := _encoder.encode(state)) != payload:
-        reason = _spelling(_plain(payload), _plain(canonical), where) or "a value is spelled longer than needed"
+        reason = _spelling(_plain(payload), _plain(canonical), str(where)) or "a value is spelled longer than needed"
         raise ImageError(f"section {where} version {schema.version} is not in canonical form: {reason}")
     return state
 
@@ -72,6 +74,41 @@ def checked(state: S, *, where: str = "") -> S:
     except msgspec.ValidationError as error:
         where = where or schema_of(state).kind
         raise _refused(error, where, where, _plain(payload)) from error
+
+
+class HandingOver:
+    """Let each of *states* be `adopted` as it is, once, inside the with block.
+
+    For who decoded and checked them just now, and will not look at them again: whoever adopts a State changes it.
+    """
+
+    __slots__ = ("_states",)
+
+    def __init__(self, states: Iterable[State]) -> None:
+        self._states = {id(state): state for state in states}
+
+    def __enter__(self) -> None:
+        _handed_over.update(self._states)
+
+    def __exit__(self, *_: object) -> None:
+        for key in self._states:
+            _handed_over.pop(key, None)
+
+
+def adopted(state: S, invariants: Callable[[S, str], list[Finding]] | None = None, *, where: str = "") -> S:
+    """Return *state* for a part that is constructed from it: itself if it is handed over, else a `checked` copy.
+
+    Raises ImageError naming the kind (or *where*) for a value out of bounds or against *invariants*; what is handed
+    over has been through both.
+    """
+    if _handed_over.pop(id(state), None) is not None:
+        return state
+    kept = checked(state, where=where)
+    if invariants is not None:
+        where = where or schema_of(state).kind
+        if findings := invariants(kept, where):
+            raise ImageError(f"the state of {where} is refused", findings=findings)
+    return kept
 
 
 def to_data(state: State) -> Any:

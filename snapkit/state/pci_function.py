@@ -6,6 +6,7 @@ begun to move it (a pending move) or is probing its length (all ones written), a
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import pairwise
 from typing import Annotated
 
@@ -63,24 +64,31 @@ def bar_pointed(config: bytes | bytearray, bar: BarState) -> int:
     return register(config, bar_offset(bar.index), bar.width // 8) & ~0xF
 
 
-def capabilities(config: bytes | bytearray) -> Iterator[tuple[int, int]]:
-    """Give (ID, offset) of every capability in the order of their chain.
+def capabilities(config: bytes | bytearray) -> tuple[tuple[int, int], ...]:
+    """Return (ID, offset) of every capability in the order of their chain.
 
     Ends, whatever *config* holds: at the first pointer that is 0, lies outside of the chain's place, or was met before.
     """
-    seen: set[int] = set()
-    if not register(config, pci.STATUS, 2) & Status.CAP_LIST:
-        return
-    at = config[pci.CAPABILITIES_POINTER]
-    while _may_start(at) and at not in seen:
-        seen.add(at)
-        yield config[at + pci.CAP_ID], at
-        at = config[at + pci.CAP_NEXT]
+    return _capabilities(bytes(config))
+
+
+@lru_cache(maxsize=64)  # a restore asks five times for each function, and each answer costs 8 us
+def _capabilities(config: bytes) -> tuple[tuple[int, int], ...]:
+    found: dict[int, int] = {}
+    if register(config, pci.STATUS, 2) & Status.CAP_LIST:
+        at = config[pci.CAPABILITIES_POINTER]
+        while _may_start(at) and at not in found:
+            found[at] = config[at + pci.CAP_ID]
+            at = config[at + pci.CAP_NEXT]
+    return tuple((capability, at) for at, capability in found.items())
 
 
 def find_capability(config: bytes | bytearray, capability_id: int) -> int | None:
     """Return the offset of the first capability with *capability_id*, None where there is none."""
-    return next((offset for found, offset in capabilities(config) if found == capability_id), None)
+    for found, offset in capabilities(config):
+        if found == capability_id:
+            return offset
+    return None
 
 
 def invariants(state: PciFunctionState, component: str) -> list[Finding]:

@@ -99,8 +99,7 @@ def _fits(state: PciMsixState, component: str, function: PciFunctionState, owner
     for offset, what, length in ((msix.TABLE, "table", table_len(size)), (msix.PBA, "PBA", pba_len(size))):
         word = register(function.config, at + offset, 4)
         index, start = TableOffset.BIR.get(word), word & TableOffset.OFFSET
-        bar = next((bar for bar in function.bars if bar.index == index), None)
-        if bar is None or start + length > bar.length:
+        if not any(bar.index == index and start + length <= bar.length for bar in function.bars):
             expected = f"that of a {what} of {length} bytes inside a BAR"
             yield Finding(owner, f"config[{at + offset}]", f"{word:#x}", expected, "msix.place")
         spans.append((index, start, start + length))

@@ -4,6 +4,7 @@ Pools are bounds; a claim is a range inside one. Claims are derived: the devices
 section says must agree with what they say.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import msgspec
@@ -98,24 +99,32 @@ def invariants(state: ResourceAllocatorState, component: str) -> list[Finding]:
         before = pool.pool
     last: ClaimState | None = None
     for number, claim in enumerate(state.claims):
-        path = f"claims[{number}]"
-        value = f"{claim.pool} {shown(claim.start, claim.length)}"
-        room = pools.get(claim.pool)
-        if room is None:
-            findings.append(Finding(component, f"{path}.pool", claim.pool, "one of the pools", "claims.pool"))
-        elif not claim.length or claim.start < room.start or claim.start + claim.length > room.start + room.length:
-            expected = f"inside {shown(room.start, room.length)}"
-            findings.append(Finding(component, path, value, expected, "claims.inside"))
-        if not owned_by_a_section(claim.owner):
-            findings.append(Finding(component, f"{path}.owner", repr(claim.owner), "kind/instance", "claims.owner"))
-        if last is not None:
-            if (claim.pool, claim.start) < (last.pool, last.start):
-                findings.append(Finding(component, path, value, "sorted by pool and start", "claims.sorted"))
-            elif claim.pool == last.pool and _overlap(claim, last):
-                expected = f"apart from {shown(last.start, last.length)} of {last.owner}"
-                findings.append(Finding(component, path, value, expected, "claims.apart"))
+        findings += _claim(claim, last, pools.get(claim.pool), component, f"claims[{number}]")
         last = claim
     return findings
+
+
+def _claim(
+    claim: ClaimState, last: ClaimState | None, room: PoolState | None, component: str, path: str
+) -> Iterator[Finding]:
+    """Give what is wrong with *claim*, the one after *last*, whose pool is *room*."""
+    if room is None:
+        yield Finding(component, f"{path}.pool", claim.pool, "one of the pools", "claims.pool")
+    elif not claim.length or claim.start < room.start or claim.start + claim.length > room.start + room.length:
+        expected = f"inside {shown(room.start, room.length)}"
+        yield Finding(component, path, _shown(claim), expected, "claims.inside")
+    if not owned_by_a_section(claim.owner):
+        yield Finding(component, f"{path}.owner", repr(claim.owner), "kind/instance", "claims.owner")
+    if last is not None and claim.pool <= last.pool:
+        if claim.pool < last.pool or claim.start < last.start:
+            yield Finding(component, path, _shown(claim), "sorted by pool and start", "claims.sorted")
+        elif _overlap(claim, last):
+            expected = f"apart from {shown(last.start, last.length)} of {last.owner}"
+            yield Finding(component, path, _shown(claim), expected, "claims.apart")
+
+
+def _shown(claim: ClaimState) -> str:
+    return f"{claim.pool} {shown(claim.start, claim.length)}"
 
 
 def _overlap(one: PoolState | ClaimState, other: PoolState | ClaimState) -> bool:

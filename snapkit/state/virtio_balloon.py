@@ -15,6 +15,9 @@ from snapkit.state.schema import U16, U32, U64, State, doc, named, schema
 from snapkit.state.spec.virtio_balloon import STATS
 from snapkit.state.virtio import VirtioState
 
+QUEUES = 5
+"""Inflate, deflate, statistics, free page hints (never offered) and free page reports."""
+
 
 class StatState(State):
     """One statistic that the driver told."""
@@ -37,7 +40,7 @@ class VirtioBalloonState(VirtioState):
 
 def invariants(state: VirtioBalloonState, component: str) -> list[Finding]:
     """Return what in *state* no balloon could hold, for the section *component*."""
-    findings = virtio.invariants(state, component)
+    findings = virtio.invariants(state, component, queues=QUEUES)
     findings += [
         Finding(component, f"stats[{at}].tag", str(stat.tag), f"one of {min(STATS)} to {max(STATS)}", "balloon.stats")
         for at, stat in enumerate(state.stats)

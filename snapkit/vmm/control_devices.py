@@ -50,9 +50,9 @@ def answer(devices: Devices, method: str, path: str, body: bytes) -> Reply | Non
         return None
     device, below = _find(devices, first, rest)
     if method == "GET":
-        shown = device.describe()
+        shown: Any = device.describe()
         for name in below:
-            if name not in shown:
+            if not isinstance(shown, dict) or name not in shown:
                 raise ConfigError(f"there is no GET {path}")
             shown = shown[name]
         return Reply(200, json.dumps(shown).encode())
@@ -80,6 +80,12 @@ def _find(devices: Devices, first: str, rest: str) -> tuple[Device, list[str]]:
 
 def _below(body: bytes, names: list[str]) -> bytes:
     """Put the body of a PATCH to a part of a device under that part's name."""
+    if not names:
+        return body
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"the body is not what was expected: {error}") from error
     for name in reversed(names):
-        body = b'{"%s":%s}' % (json.dumps(name)[1:-1].encode(), body)
-    return body
+        content = {name: content}
+    return json.dumps(content).encode()

@@ -16,6 +16,7 @@ CAPABILITIES = (
     ("KVM_CAP_IRQ_ROUTING", abi.KVM_CAP_IRQ_ROUTING, True, "interrupt routes; no message-signalled interrupts without"),
     ("KVM_CAP_IRQFD", abi.KVM_CAP_IRQFD, True, "interrupts from an eventfd; no device threads without"),
     ("KVM_CAP_IOEVENTFD", abi.KVM_CAP_IOEVENTFD, True, "doorbells to an eventfd; slow queues without"),
+    ("KVM_CAP_IOEVENTFD_ANY_LENGTH", abi.KVM_CAP_IOEVENTFD_ANY_LENGTH, False, "doorbells whatever the store's width; slow queues over PCI without"),
     ("KVM_CAP_SIGNAL_MSI", abi.KVM_CAP_SIGNAL_MSI, True, "message-signalled interrupts"),
     ("KVM_CAP_VCPU_EVENTS", abi.KVM_CAP_VCPU_EVENTS, True, "pending exceptions; a snapshot would lose them without"),
     ("KVM_CAP_DEBUGREGS", abi.KVM_CAP_DEBUGREGS, True, "debug registers; a snapshot would lose them without"),

@@ -30,7 +30,7 @@ import msgspec
 
 from snapkit import host
 from snapkit.errors import ConfigError, Finding, HostError, InternalError
-from snapkit.state.codec import checked
+from snapkit.state.codec import adopted
 from snapkit.state.interrupt_table import LINES_MAX, ROUTES_MAX, InterruptTableState, LineState, RouteState
 from snapkit.units import Gsi
 
@@ -139,7 +139,7 @@ class InterruptTable:
     @classmethod
     def restore(cls, state: InterruptTableState, args: RoutingFd) -> Self:
         """Build an empty table, whatever *state* says: devices wire their own lines and vectors, `agree` compares."""
-        checked(state)
+        adopted(state)
         return cls(args)
 
     def save(self) -> InterruptTableState:
@@ -153,7 +153,9 @@ class InterruptTable:
     def agree(self, state: InterruptTableState, component: str = "interrupt-table/0") -> list[Finding]:
         """Return where *state*, as it was saved, differs from what the devices have wired by now."""
         own = self.save()
-        findings = []
+        findings: list[Finding] = []
+        if own == state:
+            return findings
         pairs: tuple[tuple[str, Sequence[LineState | RouteState], Sequence[LineState | RouteState]], ...] = (
             ("lines", state.lines, own.lines),
             ("routes", state.routes, own.routes),

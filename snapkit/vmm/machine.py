@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from snapkit import host
 from snapkit.errors import ConfigError, IncompatibleHost, SnapkitError, StateViolation
-from snapkit.state.codec import checked
+from snapkit.state.codec import adopted, checked
 from snapkit.state.machine import MachineState
 from snapkit.state.memory_layout import MemoryLayoutState
 from snapkit.state.schema import SectionId, State
@@ -167,7 +167,7 @@ class Machine:
                 raise ConfigError(f"vcpus is {state.vcpu_count}, this KVM allows {limit}")
             self._vm = Vm(self._kvm)
             platform.prepare_vm(self._vm, self)
-            self._state = checked(state)
+            self._state = adopted(state)
         except BaseException:
             self.close_vm()
             raise

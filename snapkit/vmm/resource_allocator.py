@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import ClassVar, NamedTuple, Self
 
 from snapkit.errors import ConfigError, Finding, InternalError
-from snapkit.state.codec import checked
+from snapkit.state.codec import adopted
 from snapkit.state.resource_allocator import CLAIMS_MAX, ClaimState, Pool, PoolState, ResourceAllocatorState, shown
 from snapkit.units import align_up
 
@@ -57,12 +57,12 @@ class AddressAllocator:
     def claim(self, start: int, length: int, owner: str = "") -> None:
         """Take exactly [start, start+length). Raises ConfigError, naming the holder, when any of it is not free."""
         end = start + length
-        where = f"{self.name} range {shown(start, length)}"
         if length <= 0 or start < self.start or end > self.end:
-            raise ConfigError(f"{where} is not inside {self._bounds}")
+            raise ConfigError(f"{self.name} range {shown(start, length)} is not inside {self._bounds}")
         at = bisect_right(self._claims, start, key=_start)
         for held in self._claims[max(0, at - 1) : at + 1]:
             if held.start < end and start < held.end:
+                where = f"{self.name} range {shown(start, length)}"
                 raise ConfigError(f"{where} is taken by {held.owner or 'another'} ({_shown(held)})")
         self._claims.insert(at, Claim(start, end, owner))
 
@@ -117,7 +117,7 @@ class ResourceAllocator:
     def restore(cls, state: ResourceAllocatorState, args: object = None) -> Self:
         """Build the pools of *state*, with nothing taken: the devices take their own."""
         del args  # there is nothing of the host's in it
-        return cls(checked(state).pools)
+        return cls(adopted(state).pools)
 
     def save(self) -> ResourceAllocatorState:
         """Return pools and claims, both sorted."""
@@ -162,7 +162,9 @@ class ResourceAllocator:
     def agree(self, state: ResourceAllocatorState, component: str = "resource-allocator/0") -> list[Finding]:
         """Return where *state*, as it was saved, differs from what the devices have taken by now."""
         own = self.save()
-        findings = []
+        findings: list[Finding] = []
+        if own == state:
+            return findings
         if own.pools != state.pools:
             expected = ", ".join(_pool_shown(pool) for pool in own.pools)
             value = ", ".join(_pool_shown(pool) for pool in state.pools)
@@ -189,7 +191,7 @@ class ResourceAllocator:
 
     def _limit(self, name: Pool) -> None:
         """Refuse what a snapshot could not hold."""
-        if sum(len(pool._claims) for pool in self._pools.values()) >= CLAIMS_MAX:
+        if sum([len(pool._claims) for pool in self._pools.values()]) >= CLAIMS_MAX:
             raise ConfigError(f"{name}: all {CLAIMS_MAX} claims that a machine can have are taken")
 
 

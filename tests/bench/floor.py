@@ -6,6 +6,8 @@ checked, no object is made that can go. What a restore costs above this is what 
 Order: slots before the irqchip, because setting a slot after KVM_CREATE_IRQCHIP costs milliseconds; MADV_DONTFORK and
 MADV_DONTDUMP after the last mapping, because a mapping laid over another loses them (Documentation/virt/kvm/api.rst).
 
+What PCI devices add, and where in that order, is in `floor_devices`.
+
 No thread is part of it: one thread could issue every call, and KVM_RUN first of all. With *threads* each vCPU has one,
 which is there to issue KVM_RUN, as in any monitor that does something else meanwhile; no other call needs it.
 """
@@ -15,7 +17,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 from snapkit.restore.image import Image
@@ -28,14 +30,8 @@ from snapkit.vmm.arch.x86_64 import layout
 from snapkit.vmm.arch.x86_64.vcpu import CLOCK_MSRS
 from snapkit.vmm.kvm import abi, abi_x86
 from snapkit.vmm.kvm.abi import Ioctl
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_mmap, _munmap, _madvise, _ioctl = _libc.mmap, _libc.munmap, _libc.madvise, _libc.ioctl
-_mmap.restype = ctypes.c_void_p
-_mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
-_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-_ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
+from tests.bench.calls import Call, expect, ioctl, madvise, mmap, munmap
+from tests.bench.floor_devices import DeviceFloor
 
 RW = 1 | 2
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS, MAP_NORESERVE = 1, 2, 0x10, 0x20, 0x4000
@@ -43,16 +39,14 @@ MADV_DONTFORK, MADV_DONTDUMP = 10, 16
 EINTR = 4
 KICK_ONLY = ~(1 << signal.SIGRTMIN) & 0xFFFF_FFFF_FFFF_FFFF
 
-Call = tuple[str, Callable[[], None]]
-"""What a call is, in words, and the call."""
-
 
 class Floor:
     """The floor of the machine in one snapshot."""
 
     def __init__(self, path: str, *, threads: bool = False) -> None:
         with Image.open(path) as image:
-            states = image.sections().states.values()
+            sections = image.sections().states
+            states = sections.values()
             self._path, self._regions, preamble = path, image.memory.regions, image.preamble
             self._runs = image.memory.runs()
         self._head_len = min(_HEAD_LEN, os.stat(path).st_size)
@@ -69,6 +63,8 @@ class Floor:
         self._overs: list[_thread.LockType] = []
         self._end_ns = 0
 
+        devices = self._devices = DeviceFloor(sections, lambda: self._vm, self._hva, threads=threads)
+
         self.calls: list[Call] = [
             ("open the file", self._open_file),
             ("read its head", partial(self._read, self._head_len, 0)),
@@ -77,6 +73,7 @@ class Floor:
             self.calls.append(
                 ("read the chunk table", partial(self._read, preamble.chunks_len, preamble.chunks_offset))
             )
+        self.calls += devices.claim
         self.calls += [
             ("open /dev/kvm", self._open_kvm),
             ("KVM_CREATE_VM", self._create_vm),
@@ -97,6 +94,8 @@ class Floor:
                 ("mmap kvm_run", partial(self._map_run, number)),
                 self._on_vcpu(number, abi.KVM_SET_SIGNAL_MASK, abi.signal_mask(KICK_ONLY)),
             ]
+        self.calls += devices.rebuild
+        self.calls += devices.wire
         for number, state in enumerate(self._vcpu_states):
             self.calls += self._load_vcpu(number, state)
         self.calls += [
@@ -107,6 +106,7 @@ class Floor:
                 (abi_x86.KVM_IRQCHIP_IOAPIC, abi_x86.write_ioapic(irqchip.ioapic)),
             )
         ]
+        self.calls += devices.activate
         if threads:
             self.calls += [("a thread", self._start_thread)] * len(self._vcpu_states)
         self.calls += [
@@ -117,6 +117,7 @@ class Floor:
             values = {msr.index: msr.data for msr in state.msrs if msr.index in CLOCK_MSRS}
             held = {index: values[index] for index in CLOCK_MSRS if index in values}
             self.calls.append(self._on_vcpu(number, abi_x86.KVM_SET_MSRS, abi_x86.write_msrs(held), len(held)))
+        self.calls += devices.run
         self.calls.append(("KVM_RUN", self._wake_threads if threads else partial(self._run, 0)))
 
     def run(self) -> float:
@@ -149,51 +150,51 @@ class Floor:
         self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
 
     def _read(self, length: int, offset: int) -> None:
-        _expect(len(os.pread(self._file, length, offset)), length)
+        expect(len(os.pread(self._file, length, offset)), length)
 
     def _open_kvm(self) -> None:
         self._kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
 
     def _create_vm(self) -> None:
-        self._vm = _ioctl(self._kvm, abi.KVM_CREATE_VM.number, 0)
+        self._vm = ioctl(self._kvm, abi.KVM_CREATE_VM.number, 0)
 
     def _get_run_len(self) -> None:
-        self._run_len = _ioctl(self._kvm, abi.KVM_GET_VCPU_MMAP_SIZE.number, 0)
+        self._run_len = ioctl(self._kvm, abi.KVM_GET_VCPU_MMAP_SIZE.number, 0)
 
     def _map_ram(self) -> None:
         self._ram = _map(self._ram_len, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
 
     def _lay(self, gpa: int, length: int, offset: int) -> None:
         at = self._hva(gpa)
-        _expect(_mmap(at, length, RW, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, self._file, offset), at)
+        expect(mmap(at, length, RW, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, self._file, offset), at)
 
     def _advise(self, advice: int) -> None:
-        _expect(_madvise(self._ram, self._ram_len, advice), 0)
+        expect(madvise(self._ram, self._ram_len, advice), 0)
 
     def _set_slot(self, slot: int) -> None:
         gpa, length = self._regions[slot]
         region = abi.memory_region(slot, 0, gpa, length, self._hva(gpa))
-        _expect(_ioctl(self._vm, abi.KVM_SET_USER_MEMORY_REGION.number, region), 0)
+        expect(ioctl(self._vm, abi.KVM_SET_USER_MEMORY_REGION.number, region), 0)
 
     def _create_vcpu(self, number: int) -> None:
-        self._vcpus.append(_ioctl(self._vm, abi.KVM_CREATE_VCPU.number, number))
+        self._vcpus.append(ioctl(self._vm, abi.KVM_CREATE_VCPU.number, number))
 
     def _map_run(self, number: int) -> None:
         self._run_pages.append(_map(self._run_len, MAP_SHARED, self._vcpus[number]))
 
-    def _on_vm(self, ioctl: Ioctl, argument: int | bytes) -> Call:
-        return ioctl.name, lambda: _expect(_ioctl(self._vm, ioctl.number, argument), 0)
+    def _on_vm(self, what: Ioctl, argument: int | bytes) -> Call:
+        return what.name, lambda: expect(ioctl(self._vm, what.number, argument), 0)
 
-    def _on_vcpu(self, number: int, ioctl: Ioctl, argument: int | bytes, result: int = 0) -> Call:
-        return ioctl.name, lambda: _expect(_ioctl(self._vcpus[number], ioctl.number, argument), result)
+    def _on_vcpu(self, number: int, what: Ioctl, argument: int | bytes, result: int = 0) -> Call:
+        return what.name, lambda: expect(ioctl(self._vcpus[number], what.number, argument), result)
 
     def _run(self, number: int) -> None:
         """KVM_RUN with immediate_exit set: KVM gets the vCPU ready and lets the guest do nothing."""
         ctypes.c_uint8.from_address(self._run_pages[number] + abi.RUN_IMMEDIATE_EXIT).value = 1
-        _expect(_ioctl(self._vcpus[number], abi.KVM_RUN.number, 0), -1)
+        expect(ioctl(self._vcpus[number], abi.KVM_RUN.number, 0), -1)
         if number == 0:
             self._end_ns = time.perf_counter_ns()
-        _expect(ctypes.get_errno(), EINTR)
+        expect(ctypes.get_errno(), EINTR)
 
     def _start_thread(self) -> None:
         start, over, number = _thread.allocate_lock(), _thread.allocate_lock(), len(self._starts)
@@ -219,11 +220,12 @@ class Floor:
     # And back
 
     def _release(self) -> None:
+        self._devices.release()
         for page in self._run_pages:
-            _munmap(page, self._run_len)
+            munmap(page, self._run_len)
         for fd in (*self._vcpus, self._vm, self._kvm, self._file):
             os.close(fd)
-        _munmap(self._ram, self._ram_len)
+        munmap(self._ram, self._ram_len)
         self._vcpus, self._run_pages, self._starts, self._overs = [], [], [], []
 
     def _hva(self, gpa: int) -> int:
@@ -236,13 +238,8 @@ class Floor:
         raise AssertionError(hex(gpa))
 
 
-def _expect(got: int | None, wanted: int) -> None:
-    if got != wanted:
-        raise OSError(ctypes.get_errno(), f"a call of the floor returned {got}, must be {wanted}")
-
-
 def _map(length: int, flags: int, fd: int = -1) -> int:
-    address: int | None = _mmap(None, length, RW, flags, fd, 0)
+    address: int | None = mmap(None, length, RW, flags, fd, 0)
     if address is None or address == ctypes.c_void_p(-1).value:
         raise OSError(ctypes.get_errno(), "mmap")
     return address

@@ -1,5 +1,6 @@
 """The machines that are measured, as snapshots, and the two ways to bring one back."""
 
+import gc
 import os
 import threading
 import time
@@ -16,8 +17,9 @@ from snapkit.vmm.backends.console import Console
 from snapkit.vmm.kvm import abi
 from snapkit.vmm.kvm.vcpu import VcpuFd
 from snapkit.vmm.loop import Loop
-from snapkit.vmm.machine import Machine
-from tests.kvm.harness import DEMO, booted
+from snapkit.vmm.machine import BootConfig, Machine
+from tests.bench import driven
+from tests.kvm.harness import DEMO, Rig, Tape, booted
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -39,6 +41,20 @@ class Snapshots:
                 for region in memory.regions if raw_every else ():
                     for offset in range(2 * CHUNK_LEN, region.length, raw_every * CHUNK_LEN):
                         memory.write(region.gpa + offset, b"\1")
+                rig.save(path)
+        return path
+
+    def driven(self, mib: int, count: int) -> str:
+        """The demo guest with *count* PCI devices beside it, all of them in use."""
+        path = str(self.folder / f"driven-{mib}-{count}.snap")
+        if not os.path.exists(path):
+            config = BootConfig(kernel=DEMO, memory=mib * MIB, devices=driven.devices(count, self.folder))
+            tape = Tape()
+            with Loop() as loop, Machine.boot(config, loop, tape) as machine:
+                rig = Rig(machine, tape, loop)
+                rig.run().tape.wait_for("\n", times=3)
+                rig.machine.pause()
+                driven.drive(rig.machine)
                 rig.save(path)
         return path
 
@@ -71,12 +87,22 @@ class WarmRestore:
 
     def run(self) -> float:
         """Milliseconds from `prepare` to the end of the first KVM_RUN. The process had its loop before."""
-        with Loop() as loop, _first_run() as first:
+        with Loop() as loop, _first_run() as first, _without_collector():
             begin_ns = time.perf_counter_ns()
             with prepare(self._path) as prepared, Machine(loop, Console(None)) as machine:
                 prepared.run(machine)
                 first.happened.wait()
                 return (first.at_ns - begin_ns) / 1e6
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Have no garbage collected meanwhile, as the command line does until the machine is there."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class _First:

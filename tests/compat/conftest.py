@@ -3,17 +3,23 @@
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from snapkit.errors import ConfigError
 from tests.compat.tree import CACHE, ROOT, Tree
+from tests.guests.build import guest
 from tests.kvm.harness import need_kvm
-from tools import golden, stored, wheels
+from tools import golden, stored, tap, wheels
 
+_PROGRAM = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from snapkit.cli import main; main()"
+TODAY = (sys.executable, "-P", "-c", _PROGRAM)
+"""The command of today's tree, wherever it is run."""
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -21,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if str(item.path).startswith(HERE + os.sep):
             item.add_marker(pytest.mark.compat)
-            if {"made", "after", "golden_file", "kvm"} & set(getattr(item, "fixturenames", ())):
+            if {"made", "after", "golden_file", "written", "kvm"} & set(getattr(item, "fixturenames", ())):
                 item.add_marker(pytest.mark.kvm)
 
 
@@ -80,19 +86,25 @@ class GoldenFile:
     """Where the wheel's environment goes; None for one that is kept."""
 
 
-def _stored() -> list[tuple[str, str]]:
+def _stored() -> list[tuple[str, str, str]]:
     try:
-        return [(release, entry.name) for release, entry in stored.goldens(ROOT)]
+        return [(release, entry.name, entry.transport) for release, entry in stored.goldens(ROOT)]
     except ConfigError:  # told by the tests of what is stored
         return []
 
 
-_MADE = [("made", recipe.name) for recipe in golden.RECIPES]
+_EVERY = [*_stored(), *(("made", recipe.name, recipe.transport) for recipe in golden.RECIPES)]
 
 
-@pytest.fixture(params=[*_stored(), *_MADE], ids="-".join)
+def goldens_where(wanted: Callable[[str, str], bool] = lambda _release, _transport: True) -> pytest.MarkDecorator:
+    """Parametrize `golden_file`: every golden of every release, and those that the newest would write today."""
+    chosen = [(release, name) for release, name, transport in _EVERY if wanted(release, transport)]
+    return pytest.mark.parametrize("golden_file", chosen, ids="-".join, indirect=True)
+
+
+@pytest.fixture
 def golden_file(request: pytest.FixtureRequest, tmp_path: Path) -> GoldenFile:
-    """Every golden of every release, and those that the newest release would write today."""
+    """The golden that the test's `goldens_where` chose."""
     release, name = request.param
     root, cache, environments = ROOT, CACHE / "golden", None
     if release == "made":
@@ -100,8 +112,50 @@ def golden_file(request: pytest.FixtureRequest, tmp_path: Path) -> GoldenFile:
         release, root, cache, environments = tree.release, tree.root, tmp_path, tree.root.parent
     folder = root / golden.FOLDER / release
     (about,) = (entry for entry in golden.read_manifest(folder).goldens if entry.name == name)
+    if about.nets:
+        need_tap()
     path = golden.unpack(folder, about, cache)
     return GoldenFile(release, about, folder, path, root / wheels.FOLDER / release, environments)
+
+
+def need_tap() -> None:
+    """Skip, naming what is missing, or fail where SNAPKIT_REQUIRE says that it must be there."""
+    if not (reason := tap.missing()):
+        return
+    if "kvm" in os.environ.get("SNAPKIT_REQUIRE", "").split(","):
+        pytest.fail(f"{reason}, and SNAPKIT_REQUIRE asks for it")
+    pytest.skip(reason)
+
+
+Ends = Mapping[str, Mapping[str, str]]
+
+
+def among_host_ends(folder: Path, about: golden.Golden, scratch: Path, body: Callable[[Ends], Any]) -> None:
+    """Call *body* with fresh host ends of a golden that is stored in *folder*, where its TAPs are: a namespace is a thread's own."""
+    ends = golden.host_ends(folder, about, scratch)
+    with ThreadPoolExecutor(1) as thread:
+        if about.nets:
+            thread.submit(tap.enter, [ends[ident]["tap"] for ident in about.nets]).result()
+        thread.submit(body, ends).result()
+
+
+@dataclass(frozen=True)
+class Written:
+    """Goldens of today's tree."""
+
+    folder: Path
+    manifest: golden.Manifest
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """What the recipes give with today's tree, written and restored once. Not to be changed."""
+    need_kvm()
+    need_tap()
+    folder = tmp_path_factory.mktemp("written") / "goldens"
+    guests = {recipe.guest: Path(guest(recipe.guest)) for recipe in golden.RECIPES}
+    manifest = golden.write(TODAY, folder, guests, release="today", date="today")
+    return Written(folder, manifest)
 
 
 @pytest.fixture

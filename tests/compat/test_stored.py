@@ -9,7 +9,16 @@ from snapkit.state.releases import render
 from tests.compat.tree import ROOT, Tree
 from tools import golden, release, stored
 
-STORED = ("manifest.json", "x86-64-none-base.snap.zst", "x86-64-none-smp.snap.zst", "constraints.txt", "manifest.json")
+GOLDENS = (
+    "manifest.json",
+    "x86-64-mmio-all.root.img.zst",
+    "x86-64-mmio-all.snap.zst",
+    "x86-64-none-base.snap.zst",
+    "x86-64-none-smp.snap.zst",
+    "x86-64-pci-all.root.img.zst",
+    "x86-64-pci-all.snap.zst",
+)
+STORED = (*GOLDENS, "constraints.txt", "manifest.json")
 
 
 def test_every_release_has_its_goldens_and_its_wheel_untouched() -> None:
@@ -60,13 +69,18 @@ def test_a_file_that_no_manifest_knows_is_named(after: Tree) -> None:
 
 
 def test_a_golden_that_is_missing_or_edited_is_not_unpacked(after: Tree, tmp_path: Path) -> None:
-    base, smp = golden.read_manifest(after.goldens).goldens
+    base, smp, pci, mmio = golden.read_manifest(after.goldens).goldens
     (after.goldens / base.file).unlink()
     (after.goldens / smp.file).write_bytes(b"\0" * 100)
     with pytest.raises(ConfigError, match=r"base\.snap\.zst is missing; .*git checkout"):
         golden.unpack(after.goldens, base, tmp_path)
     with pytest.raises(ConfigError, match=r"smp\.snap\.zst is edited; .*git checkout"):
         golden.unpack(after.goldens, smp, tmp_path)
+    (after.goldens / pci.disks[0].file).unlink()
+    (after.goldens / mmio.disks[0].file).write_bytes(b"\0" * 100)
+    for about, wrong in ((pci, "missing"), (mmio, "edited")):
+        with pytest.raises(ConfigError, match=rf"root\.img\.zst is {wrong}; .*git checkout"):
+            golden.host_ends(after.goldens, about, tmp_path)
 
 
 def test_a_guest_that_repeats_or_loses_a_line_did_not_go_on(made: Tree) -> None:

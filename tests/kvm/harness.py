@@ -7,9 +7,10 @@ import gc
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from snapkit.units import MIB, Hva
 from snapkit.vmm.backends.console import Console
 from snapkit.vmm.loop import Loop
 from snapkit.vmm.machine import BootConfig, Machine, Vcpu
+from snapkit.vmm.parts.fresh import Asked, Transport
 from snapkit.vmm.run_state import RunState
 from snapkit.vmm.vm import Vm
 
@@ -98,6 +100,14 @@ class Rig:
         self.machine.resume()
         return self
 
+    def serve_until(self, text: str) -> None:
+        """Run the loop, which serves devices, until the guest has sent *text* from now on."""
+        self.tape.watch_for(text, lambda: self.loop.post(self.loop.stop))
+        self.loop.call_at(host.monotonic_ns() + int(PATIENCE_S * 1e9), self.loop.stop)
+        seen = len(self.tape.sent)
+        self.loop.run()
+        assert text.encode() in self.tape.sent, bytes(self.tape.sent[seen:])
+
     def save(self, path: str) -> str:
         """Snapshot to *path*; a running machine is paused for it and stays paused."""
         if self.machine.run_state is RunState.RUNNING:
@@ -112,20 +122,34 @@ class Rig:
 
 
 @contextmanager
-def booted(kernel: str = DEMO, *, memory: int = 2 * MIB, vcpus: int = 1, cpu: str = "host") -> Iterator[Rig]:
+def booted(
+    kernel: str = DEMO,
+    *,
+    memory: int = 2 * MIB,
+    vcpus: int = 1,
+    cpu: str = "host",
+    devices: tuple[Asked, ...] = (),
+    transport: Transport | None = None,
+) -> Iterator[Rig]:
     """A machine that has *kernel* loaded and is paused."""
     tape = Tape()
     with Loop() as loop:
-        config = BootConfig(kernel=kernel, memory=memory, vcpus=vcpus, cpu=cpu)
+        config = BootConfig(kernel=kernel, memory=memory, vcpus=vcpus, cpu=cpu, devices=devices, transport=transport)
         with Machine.boot(config, loop, tape) as machine:
             yield Rig(machine, tape, loop)
 
 
 @contextmanager
-def restored(path: str, *, verify_memory: bool = False, before: str | None = None) -> Iterator[Rig]:
+def restored(
+    path: str,
+    *,
+    verify_memory: bool = False,
+    before: str | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Iterator[Rig]:
     """The machine of a snapshot, paused. *before* names the stage that is the first not to be run."""
     tape = Tape()
-    with Loop() as loop, Machine(loop, tape, verify_memory=verify_memory) as machine:
+    with Loop() as loop, Machine(loop, tape, verify_memory=verify_memory, overrides=overrides) as machine:
         with prepare(path, paused=True) as prepared:
             steps = prepared.steps
             if before is not None:

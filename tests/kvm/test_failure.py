@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from snapkit import host
-from snapkit.errors import HostError, SnapkitError
+from snapkit.errors import HostError, SnapkitError, StateViolation
 from snapkit.restore.pipeline import Step, Timeline, run_steps
 from snapkit.restore.plan import Steps
 from snapkit.restore.restore import Prepared, prepare
@@ -103,6 +103,16 @@ def test_a_failure_in_the_middle_of_undoing_is_reported_beside_the_first_and_the
         notes = "\n".join(caught.value.__notes__)
         assert "in step run: made to fail" in notes
         assert f"undoing {steps[3].stage}: {steps[3].name} failed too: close() failed: EIO" in notes
+    census.check()
+
+
+def test_what_was_prepared_runs_once_as_the_machine_has_its_sections_then(file, census):
+    with Loop() as loop, Machine(loop, Tape()) as machine, prepare(file, paused=True) as prepared:
+        prepared.run(machine)
+        saved = machine.save()
+        with pytest.raises(StateViolation, match="prepare it again"):
+            prepared.run(machine)
+        assert machine.save().keys() == saved.keys() == prepared.sections.keys()
     census.check()
 
 

@@ -1,10 +1,17 @@
 """A hundred machines in one process leave nothing behind: fds, threads, mappings and memory return to the start."""
 
+import os
+
+import pytest
+
 from snapkit.units import MIB
+from snapkit.vmm.parts.fresh import Asked
+from tests.guests.build import guest
 from tests.kvm.harness import Census, booted, restored
 
 ROUNDS = 100
 WARM_UP = 10
+DEVICE_ROUNDS, DEVICE_WARM_UP = 12, 3
 
 
 def resident_len() -> int:
@@ -38,4 +45,36 @@ def test_a_hundred_restores_return_to_the_start(tmp_path, census: Census):
             rig.machine.resume()
             rig.machine.pause()
     census.check()
+    assert resident_len() - start < 8 * MIB
+
+
+@pytest.mark.parametrize("transport", ["pci", "mmio"])
+def test_machines_with_devices_at_work_return_to_the_start(tmp_path, census: Census, transport):
+    image, uds = str(tmp_path / "base.img"), str(tmp_path / "v.sock")
+    with open(image, "wb") as file:
+        file.truncate(MIB)
+    devices = (
+        Asked("virtio-block", "root", {"path": image, "overlay": str(tmp_path)}),
+        Asked("virtio-rng", "rng"),
+        Asked("virtio-balloon", "balloon"),
+        Asked("virtio-vsock", "v0", {"cid": "3", "uds": uds}),
+    )
+    path = str(tmp_path / "devices.snap")
+    for turn in range(DEVICE_WARM_UP + DEVICE_ROUNDS):
+        if turn == DEVICE_WARM_UP:
+            census.check()
+            start = resident_len()
+        with booted(guest("devices"), memory=4 * MIB, devices=devices, transport=transport) as rig:
+            rig.run()
+            rig.serve_until("io 1 ")
+            rig.save(path)
+        with restored(path) as rig:
+            rig.run()
+            rig.serve_until("io 2 ")
+        for name in os.listdir(tmp_path):
+            if name.endswith(".overlay"):
+                os.unlink(tmp_path / name)
+        os.unlink(path)
+    census.check()
+    assert os.listdir(tmp_path) == ["base.img"]
     assert resident_len() - start < 8 * MIB

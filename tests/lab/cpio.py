@@ -41,13 +41,14 @@ class Initramfs:
         """Add a character device node."""
         self._add(path, _Entry(stat.S_IFCHR | 0o600, device=(major, minor)))
 
-    def pack(self) -> bytes:
-        """Give the gzip-compressed archive: equal contents, equal bytes."""
+    def pack(self, *, compress: bool = True) -> bytes:
+        """Give the archive, gzip-compressed unless told otherwise: equal contents, equal bytes."""
         # Sorted order puts a folder before what lies in it, which the kernel needs.
         blob = b"".join(
             _record(number, path, entry) for number, (path, entry) in enumerate(sorted(self.entries.items()), 1)
         )
-        return gzip.compress(blob + _record(0, _TRAILER, _Entry(0)), compresslevel=6, mtime=0)
+        blob += _record(0, _TRAILER, _Entry(0))
+        return gzip.compress(blob, compresslevel=6, mtime=0) if compress else blob
 
     def _add(self, path: str, entry: _Entry) -> None:
         parts = path.split("/")

@@ -1,4 +1,4 @@
-"""The guest that runs under snapkit in the lab: a root of busybox and two scripts, and readers of what it prints.
+"""The guest that runs under snapkit in the lab: a root of busybox and a few scripts, and readers of what it prints.
 
 The kernel's command line chooses what it does, `scenario=NAME`:
 
@@ -6,6 +6,7 @@ The kernel's command line chooses what it does, `scenario=NAME`:
 |------------|------------------------------------------|
 | `count`    | `MARK`; one worker bound to each CPU prints `W<cpu> <n> <sum> <uptime>`, n from 1 to `count=`; then the report |
 | `shell`    | `READY`; answers each line from the console by `ECHO <line>`; `exit` powers off |
+| `commands` | `READY`; runs each line `ID COMMAND` from the console in a shell of its own, then prints `EXIT ID CODE` |
 | `poweroff` | powers off |
 | `reboot`   | reboots; with `reboot=t` on the command line that is a triple fault |
 | `panic`    | crashes the kernel by SysRq |
@@ -15,21 +16,29 @@ well as lost or repeated lines. The report is `DMESG-BEGIN` .. `DMESG-END`, `INT
 `CLOCKSOURCE <name>`, `UPTIME <seconds>`, `END`. `MARK` is in the kernel's log as `KERNEL_MARK` too; `dmesg=mark` shortens
 the report to what follows it (each character costs an exit or two, and the whole log is 20000).
 
+`initramfs` gives the root for the cloud kernel, which needs no module; `tools_initramfs` adds Debian's own programs
+(`tests.lab.tools`), a kernel's virtio modules, loaded before `INIT`, and scripts.
+
 Surprises: power-off does not wait for the console, so the scripts drain it with `stty`, which sets attributes only
 once the output has left. The kernel's own console messages stop after `INIT`, or they would land amid a line.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.lab import tools
 from tests.lab.cpio import Initramfs
-from tests.lab.packages import busybox
+from tests.lab.packages import Kernel, busybox
 
 COUNT = 40
 WORK = 50
 KERNEL_MARK = "snapkit-mark"
+MODULES = (
+    *("virtio_pci", "virtio_mmio", "virtio_blk", "virtio_net", "virtio_balloon", "virtio-rng"),
+    *("vmw_vsock_virtio_transport", "crc32c_generic", "ext4"),
+)
 
 _INIT = f"""#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
@@ -38,6 +47,7 @@ _INIT = f"""#!/bin/busybox sh
 exec </dev/console >/dev/console 2>&1
 dmesg -n 1
 stty -echo
+[ -e /modules/load ] && . /modules/load
 
 scenario=none count={COUNT} work={WORK} dmesg=all
 for word in $(cat /proc/cmdline); do
@@ -81,6 +91,15 @@ case $scenario in
         while read -r line; do
             [ "$line" = exit ] && break
             echo "ECHO $line"
+        done
+        leave poweroff ;;
+    commands)
+        mount -t tmpfs tmpfs /run
+        echo READY
+        while read -r id command; do
+            [ "$id" = exit ] && break
+            ( eval "$command" )
+            echo "EXIT $id $?"
         done
         leave poweroff ;;
     poweroff) leave poweroff ;;
@@ -130,6 +149,29 @@ class GuestFiles:
 
 def initramfs() -> bytes:
     """Build the guest's root: the same bytes wherever busybox is the same."""
+    return _root().pack()
+
+
+def tools_initramfs(kernel: Kernel, scripts: Mapping[str, str]) -> bytes:
+    """Build the root with Debian's programs, the modules of *kernel* and *scripts*, by their names in `/bin`.
+
+    Not compressed: unpacking costs a nested guest more than reading.
+    """
+    archive = _root()
+    tools.add(archive)
+    loads = []
+    for number, (path, parameters) in enumerate(kernel.modules(*MODULES)):
+        archive.file(f"modules/{number:02}-{path.name}", path.read_bytes())
+        loads.append(f"insmod /modules/{number:02}-{path.name} {parameters}\n")
+    archive.file("modules/load", "".join(loads).encode())
+    for name, text in scripts.items():
+        archive.file(f"bin/{name}", text.encode(), executable=True)
+    for folder in ("run", "mnt", "tmp"):
+        archive.folder(folder)
+    return archive.pack(compress=False)
+
+
+def _root() -> Initramfs:
     archive = Initramfs()
     archive.file("bin/busybox", busybox().read_bytes(), executable=True)
     archive.link("bin/sh", "busybox")
@@ -140,7 +182,7 @@ def initramfs() -> bytes:
     # The kernel opens the console for init before init has mounted devtmpfs.
     archive.character_device("dev/console", 5, 1)
     archive.character_device("dev/null", 1, 3)
-    return archive.pack()
+    return archive
 
 
 def lines(console: str) -> list[str]:
@@ -211,3 +253,16 @@ def value(console: str, name: str) -> str:
         if head == name:
             return rest
     raise ValueError(f"no line {name!r} in the console's output")
+
+
+def interrupts(text: str) -> dict[str, list[int]]:
+    """Read `/proc/interrupts`: the counts of each CPU by the line's number and names."""
+    head, *rows = lines(text)
+    cpus = len(head.split())
+    found = {}
+    for row in filter(None, rows):
+        number, _, rest = row.strip().partition(":")
+        words = rest.split()
+        counts = [int(word) for word in words[:cpus] if word.isdigit()]
+        found[" ".join([number, *words[len(counts) :]])] = counts
+    return found

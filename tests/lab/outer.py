@@ -38,7 +38,8 @@ ANSWER_S = 120.0  # for the agent to report what it was due to report
 POLL_S = 0.05
 STALE_S = 24 * 3600.0  # a run's folder untouched for so long has no run any more
 
-_MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "kvm-amd")
+# Those in the second line are for the guests' devices; vhost_vsock for those of the peer, QEMU.
+_MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "kvm-amd", *("tun", "vhost_vsock"))
 _ROOT = "trans=virtio,version=9p2000.L,msize=262144"
 # tsc=reliable: the emulated TSC is the host's, one for all CPUs; Linux doubts it and would read the HPET instead, an exit
 # each time. Soft lockups: one nested boot in about a hundred stopped with a CPU in KVM for good; better a machine that ends with

@@ -116,7 +116,7 @@ def kernel(package: str) -> Kernel:
     Raises `LabMissingError` when there is none in the cache and apt gives none.
     """
     cache = cache_folder()
-    with _locked(cache / "lock"):
+    with locked(cache / "lock"):
         _, version = _candidate(package) or ("", "")
         cached = _cached(cache, package)
         if cached and (not version or cached.version == version):
@@ -143,7 +143,7 @@ def unpacked_payload(image: bytes) -> bytes:
         struct.unpack_from("<I", image, start + payload_length - 4),
     )
     if packed.startswith(b"\x02\x21\x4c\x18"):
-        blob = _run(["lz4", "-d", "-c"], stdin=packed, timeout=_UNPACK_S)
+        blob = run_tool(["lz4", "-d", "-c"], stdin=packed, timeout=_UNPACK_S)
     elif packed.startswith(b"\x28\xb5\x2f\xfd"):
         import zstandard
 
@@ -162,7 +162,8 @@ def unpacked_payload(image: bytes) -> bytes:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Keep other runs out meanwhile."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -192,9 +193,9 @@ def _fetch(cache: Path, package: str) -> Kernel:
         work = Path(name)
         image, version = _download(package, work)
         tree = work / "tree"
-        _run(["dpkg-deb", "-x", str(next(work.glob("*.deb"))), str(tree)], timeout=_UNPACK_S)
+        run_tool(["dpkg-deb", "-x", str(next(work.glob("*.deb"))), str(tree)], timeout=_UNPACK_S)
         release = image.removeprefix("linux-image-").removesuffix("-unsigned")
-        _run(["depmod", "-b", str(tree), release], timeout=_UNPACK_S)
+        run_tool(["depmod", "-b", str(tree), release], timeout=_UNPACK_S)
         made = Kernel(package, version, release, tree)
         made.vmlinux.write_bytes(unpacked_payload(made.bzimage.read_bytes()))
         facts = {"format": _FORMAT, "package": image, "version": version, "release": release}
@@ -212,13 +213,13 @@ def _download(package: str, work: Path) -> tuple[str, str]:
         if refreshed:
             if os.geteuid() != 0:
                 break
-            _run(["apt-get", "-q", "update"], timeout=_FETCH_S)
+            run_tool(["apt-get", "-q", "update"], timeout=_FETCH_S)
         found = _candidate(package)
         if found is None:
             continue
         with contextlib.suppress(LabMissingError):
             # Without a sandbox user: the folder is root's own, and apt would warn about it.
-            _run(
+            run_tool(
                 ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", "=".join(found)],
                 cwd=work,
                 timeout=_FETCH_S,
@@ -228,10 +229,10 @@ def _download(package: str, work: Path) -> tuple[str, str]:
 
 
 def _output(command: list[str]) -> str:
-    return _run(command, timeout=60).decode(errors="replace")
+    return run_tool(command, timeout=60).decode(errors="replace")
 
 
-def _run(command: list[str], *, timeout: float, stdin: bytes = b"", cwd: Path | None = None) -> bytes:
+def run_tool(command: list[str], *, timeout: float, stdin: bytes = b"", cwd: Path | None = None) -> bytes:
     """Run a tool to its end; raise `LabMissingError` with its own words when it is absent or fails."""
     environment = {**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin", "LC_ALL": "C"}
     try:

@@ -63,3 +63,8 @@ def test_the_kernels_log_after_the_mark_comes_without_times() -> None:
     )
     assert guest.kernel_log_after_mark(console) == ["late"]
     assert guest.value(console, "UPTIME") == "4.00"
+
+
+def test_interrupt_lines_are_read_by_number_and_names_with_each_cpus_count() -> None:
+    text = "           CPU0       CPU1\r\n 24:         10          2   PCI-MSI 16384-edge      virtio0-config\r\nERR:          0\r\n"
+    assert guest.interrupts(text) == {"24 PCI-MSI 16384-edge virtio0-config": [10, 2], "ERR": [0]}

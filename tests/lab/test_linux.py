@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from snapkit.errors import EXIT_SIGINT, EXIT_TRIPLE_FAULT
+from snapkit.errors import EXIT_SIGINT
 from tests.lab import guest
 from tests.lab.guest import GuestFiles
+from tests.lab.losses import excused
 from tests.lab.outer import LabError, Outer, Result
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
 
 RUN_S = 200  # ten times the usual
-LOST_MAX = 4
 COUNT, WORK, SNAPSHOT_AT = 60, 100, "W0 5 "
 PROBE = Path(__file__).parent / "inside_equality.py"
 
@@ -54,24 +54,6 @@ def digest(outer: Outer, file: Path) -> str:
     result = outer.run(["sha256sum", file], timeout=RUN_S)
     assert result.code == 0, result
     return result.stdout.split()[0]
-
-
-def excused(result: Result, *, code: int = 0) -> bool:
-    """Say whether *result*, which should have ended with *code*, is the emulated host's fault; few may be.
-
-    Nested SVM under TCG loses a vCPU in one guest run of some tens: the guest stalls or faults thrice, whichever monitor
-    runs it. QEMU's own KVM guests of 8 vCPUs did so in 2 of 24 boots there, before init. These runs are printed and
-    counted: a fault of snapkit's that is worth the name shows more often than `LOST_MAX` times in a run of the tests.
-    """
-    if result.code == code or not (result.timed_out or result.code == EXIT_TRIPLE_FAULT):
-        return False
-    _lost.append(result)
-    print(f"lost run {len(_lost)} of at most {LOST_MAX}: {result}")
-    assert len(_lost) <= LOST_MAX, result
-    return True
-
-
-_lost: list[Result] = []
 
 
 def attempt(outer: Outer, words: list[str], *, code: int = 0, stdin: bytes | None = None) -> Result:

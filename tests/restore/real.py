@@ -1,6 +1,6 @@
 """A snapshot of a machine that worked, and the same taken apart, so that a test can change one part and sign it again.
 
-Where there is no /dev/kvm a machine is made up: every kind of section with its smallest values.
+Where there is no /dev/kvm a machine is made up: its parts as a boot lays them out, the rest with its smallest values.
 """
 
 import json
@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from snapkit.state import codec
-from snapkit.state.schema import KINDS, SectionId, State, versions_of
+from snapkit.state.releases import current_release
+from snapkit.state.schema import SectionId, State, versions_of
 from snapkit.state.shape import shape_of
+from snapkit.vmm.parts.fresh import fresh_sections
 from tests.contract.generate import smallest
 from tests.restore.forge import ENTRY, PREAMBLE, Forge, Section, snapshot_parts
 from tests.restore.machines import MIB, ram, save, sections
@@ -22,13 +24,16 @@ from tests.restore.machines import MIB, ram, save, sections
 REQUIRED = "kvm" in os.environ.get("SNAPKIT_REQUIRE", "").split(",")
 HAS_KVM = REQUIRED or os.access("/dev/kvm", os.R_OK | os.W_OK)
 VCPUS = 2
+CHIPS = ("irqchip-x86", "pit", "kvm-clock")
 
 
 def write_real(path: Path) -> Path:
     """Snapshot the demo guest, working on two CPUs in 2 MiB, to *path*."""
     if not HAS_KVM:
         states = made_up()
-        save(path, ram(2 * MIB, {4096: b"made up" * 500}), sections=states, facts={"cpu": "host", "vcpus": VCPUS})
+        page = {4096: b"made up" * 500}
+        facts = {"cpu": "host", "vcpus": VCPUS}
+        save(path, ram(2 * MIB, page), sections=states, facts=facts, release=current_release().release)
         return path
     from tests.kvm.harness import booted  # it needs Linux
 
@@ -40,9 +45,9 @@ def write_real(path: Path) -> Path:
 
 
 def made_up() -> dict[SectionId, State]:
-    """Return sections of every kind that may be a machine's, without a machine."""
-    states = sections(2 * MIB)
-    for kind in KINDS:
+    """Return the sections of a machine without devices, without a machine."""
+    states = sections(2 * MIB) | fresh_sections([], None, bytes(16)).sections
+    for kind in ("vcpu-x86-64", *CHIPS):
         schema = versions_of(kind)[max(versions_of(kind))]
         for number in range(VCPUS if kind == "vcpu-x86-64" else 1):
             state = smallest(shape_of(schema.type))

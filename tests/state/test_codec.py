@@ -6,9 +6,9 @@ import msgspec
 import pytest
 from msgspec import Meta
 
-from snapkit.errors import ImageError
+from snapkit.errors import Finding, ImageError
 from snapkit.state import converters
-from snapkit.state.codec import checked, decode, encode, from_data, to_data
+from snapkit.state.codec import HandingOver, adopted, checked, decode, encode, from_data, to_data
 from snapkit.state.schema import I8, U8, U64, State, current, schema
 
 
@@ -133,6 +133,34 @@ def test_checked_refuses_what_a_constructor_let_through():
         checked(timer(channels=[Channel(mode=300)]))
     with pytest.raises(ImageError, match=r"timer/7.shift is 'x', must be int"):
         checked(timer(shift="x"), where="timer/7")
+
+
+def test_what_is_handed_over_is_adopted_as_it_is_once_and_copied_before_and_after():
+    state = timer()
+    assert adopted(state) is not state
+    with HandingOver([state]):
+        assert adopted(timer()) is not state
+        assert adopted(state) is state
+        assert adopted(state) is not state
+    with HandingOver([state]):
+        pass
+    assert adopted(state) is not state
+    assert adopted(state) == state
+
+
+def test_adopting_checks_bounds_and_invariants_of_all_but_what_is_handed_over():
+    def never(state, where):
+        return [Finding(where, "shift", str(state.shift), "another")]
+
+    with pytest.raises(ImageError) as caught:
+        adopted(timer(shift=1000))
+    assert caught.value.findings[0].path == "shift"
+    with pytest.raises(ImageError) as caught:
+        adopted(timer(shift=3), never, where="timer/0")
+    assert caught.value.findings == (Finding("timer/0", "shift", "3", "another"),)
+    state = timer(shift=3)
+    with HandingOver([state]):
+        assert adopted(state, never) is state
 
 
 def test_integers_beyond_64_bits_are_refused_by_path_wherever_they_come_from():

@@ -25,6 +25,16 @@ class Source:
     cmdline: str = "console=ttyS0"
 
 
+class Shelf:
+    """No devices."""
+
+    def device(self, kind: str, instance: str | None = None) -> None:
+        return None
+
+    def devices(self, kind: str) -> Iterator[tuple[str, Any]]:
+        return iter(())
+
+
 class Player:
     """A machine whose guest is a list of what happened."""
 
@@ -36,6 +46,7 @@ class Player:
             architecture=EM_X86_64, machine_id=IDENTITY, vcpu_count=2, cpu_profile="baseline", tsc_khz=0
         )
         self.log: list[str] = []
+        self.board = Shelf()
 
     def pause(self) -> None:
         self._turn(RunState.RUNNING, RunState.PAUSED, "pause")

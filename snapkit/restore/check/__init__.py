@@ -4,15 +4,16 @@ A single value out of its bounds never gets here: decoding refuses it. Each inva
 reason, in one module a concern; `INVARIANTS` is the list that `check` runs.
 """
 
-from collections.abc import Callable
-from importlib import import_module
+from collections.abc import Callable, Iterable
+from functools import cache
+from sys import modules
 
 from snapkit.errors import Finding
 from snapkit.restore.check import devices, interrupts, machine
 from snapkit.restore.check.machine import check_labels
 from snapkit.restore.check.sections import Findings, Sections
 from snapkit.restore.pages import Pages
-from snapkit.state.schema import KINDS
+from snapkit.state.schema import State
 
 __all__ = ["INVARIANTS", "check", "check_labels"]
 
@@ -20,9 +21,16 @@ __all__ = ["INVARIANTS", "check", "check_labels"]
 def sections_consistent(sections: Sections, _pages: Pages) -> Findings:
     """A section's fields do not contradict each other: it could never have been saved so."""
     for section, state in sections.items():
-        invariants = getattr(import_module(f"snapkit.state.{KINDS[section.kind]}"), "invariants", None)
+        invariants = _invariants(type(state))
         if invariants is not None:
             yield from invariants(state, str(section))
+
+
+@cache
+def _invariants(cls: type[State]) -> Callable[[State, str], Iterable[Finding]] | None:
+    """Return what the module that declares *cls* has under the name ``invariants``."""
+    found: Callable[[State, str], Iterable[Finding]] | None = getattr(modules[cls.__module__], "invariants", None)
+    return found
 
 
 INVARIANTS: tuple[Callable[[Sections, Pages], Findings], ...] = (
@@ -33,9 +41,12 @@ INVARIANTS: tuple[Callable[[Sections, Pages], Findings], ...] = (
     machine.regions_sound,
     sections_consistent,
     devices.devices_complete,
+    devices.pools_known,
     devices.claims_agree,
     devices.transports_agree,
-    devices.queues_in_memory,
+    devices.vectors_fit,
+    devices.bars_apart,
+    devices.generation_in_memory,
     interrupts.lines_agree,
     interrupts.routes_agree,
 )

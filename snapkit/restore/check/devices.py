@@ -7,6 +7,7 @@ from typing import NamedTuple
 from snapkit.errors import Finding
 from snapkit.restore.check.sections import Findings, Sections, each, get
 from snapkit.restore.pages import Pages
+from snapkit.state import pci_msix, virtio_mmio, virtio_pci
 from snapkit.state.memory_layout import MemoryLayoutState
 from snapkit.state.pci_function import PciFunctionState, register
 from snapkit.state.pci_msix import PciMsixState
@@ -17,19 +18,24 @@ from snapkit.state.spec import pci
 from snapkit.state.spec import virtio as spec
 from snapkit.state.virtio import VirtioState
 from snapkit.state.virtio_mmio import VirtioMmioState
-from snapkit.state.virtio_pci import NO_VECTOR, VirtioPciState
-from snapkit.state.vmgenid import VmgenidState
+from snapkit.state.virtio_pci import VirtioPciState
+from snapkit.state.vmgenid import GENERATION_LEN, VmgenidState
 
 HOST_BRIDGE = "host-bridge"
-DEVICE_TYPES = {
-    "virtio-block": spec.TYPE_BLOCK,
-    "virtio-net": spec.TYPE_NET,
-    "virtio-vsock": spec.TYPE_VSOCK,
-    "virtio-rng": spec.TYPE_ENTROPY,
-    "virtio-balloon": spec.TYPE_BALLOON,
-}
-_MMIO_SLOT_LEN = 0x1000
 _PCI_SECTIONS = ("virtio-pci", "pci-function", "pci-msix")
+_VIRTIO_BAR = (0, 64, 0x8_0000)
+"""Index, width and length of the one BAR of a virtio function."""
+
+# The address map of x86-64 machines, which never changes: what there is to claim, by pool, as (start, length).
+_POOLS: dict[str, tuple[int, int]] = {
+    "gsi-legacy": (5, 19),
+    "gsi-msi": (24, 4072),
+    "mmio32": (0xC000_0000, 0x2EC0_0000),
+    "mmio64": (0x40_0000_0000, 0x40_0000_0000),
+    "pci-slot": (1, 31),
+}
+_MMIO32_END = 0xEEC0_0000
+_MMIO_SLOTS_START = _MMIO32_END - 0x10_0000
 
 
 def devices_complete(sections: Sections, _pages: Pages) -> Findings:
@@ -37,11 +43,13 @@ def devices_complete(sections: Sections, _pages: Pages) -> Findings:
     rule = "devices.complete"
     found: dict[str, set[str]] = {}
     for kind, instance in sections:
-        if kind in DEVICE_TYPES or kind in {*_PCI_SECTIONS, "virtio-mmio"}:
+        if kind in spec.TYPE_IDS or kind in {*_PCI_SECTIONS, "virtio-mmio"}:
             found.setdefault(instance, set()).add(kind)
-    found.pop(HOST_BRIDGE, None)
+    bridge_kinds = found.pop(HOST_BRIDGE, set())
+    if bridge_kinds - {"pci-function"}:
+        yield Finding(HOST_BRIDGE, "", f"the id of {sorted(bridge_kinds)}", "the id of the host bridge alone", rule)
     for instance, kinds in found.items():
-        devices, rest = sorted(kinds & set(DEVICE_TYPES)), kinds - set(DEVICE_TYPES)
+        devices, rest = sorted(kinds & set(spec.TYPE_IDS)), kinds - set(spec.TYPE_IDS)
         if len(devices) != 1:
             yield Finding(instance, "", f"the id of {devices or 'no device'}", "the id of one device", rule)
         if rest not in ({"virtio-mmio"}, set(_PCI_SECTIONS)):
@@ -65,6 +73,17 @@ def devices_complete(sections: Sections, _pages: Pages) -> Findings:
             yield Finding(str(section), "", "there", "there as instance 0 only", rule)
 
 
+def pools_known(sections: Sections, _pages: Pages) -> Findings:
+    """The pools are those of the address map: others would reach over RAM, interrupt controllers or each other."""
+    for section, allocator in each(sections, ResourceAllocatorState):
+        found: dict[str, tuple[int, int]] = {pool.pool: (pool.start, pool.length) for pool in allocator.pools}
+        for name in sorted({*found, *_POOLS}):
+            if found.get(name) != _POOLS.get(name):
+                got = f"{name} {shown(*found[name])}" if name in found else f"without {name}"
+                wanted = f"{name} {shown(*_POOLS[name])}" if name in _POOLS else f"without {name}"
+                yield Finding(str(section), "pools", got, wanted, "pools.known")
+
+
 class _Claim(NamedTuple):
     pool: str
     start: int
@@ -78,10 +97,7 @@ def claims_agree(sections: Sections, _pages: Pages) -> Findings:
     if allocator is None:
         return
     where, rule = "resource-allocator/0", "claims.agree"
-    windows: dict[str, tuple[int, int]] = {
-        pool.pool: (pool.start, pool.start + pool.length) for pool in allocator.pools
-    }
-    derived = Counter(_claims(sections, windows))
+    derived = Counter(_claims(sections))
     saved = {_of(claim): number for number, claim in enumerate(allocator.claims)}
     for claim, count in derived.items():
         if count > 1:
@@ -99,101 +115,101 @@ def _of(claim: ClaimState) -> _Claim:
     return _Claim(claim.pool, claim.start, claim.length, claim.owner)
 
 
-def _claims(sections: Sections, windows: dict[str, tuple[int, int]]) -> Iterator[_Claim]:
+def _claims(sections: Sections) -> Iterator[_Claim]:
     """Give every claim that the devices' own States tell of."""
     for section, function in each(sections, PciFunctionState):
         if function.slot or section.instance != HOST_BRIDGE:
             yield _Claim("pci-slot", function.slot, 1, str(section))
         for bar in function.bars:
-            yield _Claim(_window(windows, bar.address, bar.length), bar.address, bar.length, str(section))
+            yield _Claim(_window(bar.address, bar.length), bar.address, bar.length, str(section))
     for section, msix in each(sections, PciMsixState):
+        owner = str(section)
         for gsi in msix.gsis:
-            yield _Claim("gsi-msi", gsi, 1, str(section))
+            yield _Claim("gsi-msi", gsi, 1, owner)
     for section, mmio in each(sections, VirtioMmioState):
-        yield _Claim("mmio32", mmio.address, _MMIO_SLOT_LEN, str(section))
+        yield _Claim("mmio32", mmio.address, spec.MMIO_LEN, str(section))
         yield _Claim("gsi-legacy", mmio.gsi, 1, str(section))
     for section, generation in each(sections, VmgenidState):
         yield _Claim("gsi-legacy", generation.gsi, 1, str(section))
 
 
-def _window(windows: dict[str, tuple[int, int]], start: int, length: int) -> str:
+def _window(start: int, length: int) -> str:
     for pool in ("mmio32", "mmio64"):
-        low, high = windows.get(pool, (0, 0))
-        if low <= start and start + length <= high:
+        low, room = _POOLS[pool]
+        if low <= start and start + length <= low + room:
             return pool
     return "no window"
 
 
 def transports_agree(sections: Sections, _pages: Pages) -> Findings:
-    """What the driver told the transport fits the device that it carries."""
-    for (kind, instance), device in each(sections, VirtioState):
-        carrier = SectionId("virtio-pci", instance)
+    """What the driver told the transport fits the device that it carries, and rings in use lie in RAM."""
+    layout = get(sections, "memory-layout", "0", MemoryLayoutState)
+    ram = [(region.gpa, region.length) for region in layout.regions] if layout is not None else []
+    for section, device in each(sections, VirtioState):
+        carrier = SectionId("virtio-pci", section.instance)
         pci_side = get(sections, *carrier, VirtioPciState)
-        mmio_side = get(sections, "virtio-mmio", instance, VirtioMmioState)
+        mmio_side = get(sections, "virtio-mmio", section.instance, VirtioMmioState)
         if pci_side is not None:
-            yield from _status(str(carrier), "device_status", pci_side.device_status, device)
-            yield from _pci(sections, kind, instance, pci_side, len(device.queues))
+            yield from virtio_pci.agrees(pci_side, str(carrier), device, str(section), ram)
+            yield from _pci(sections, section, len(device.queues))
         if mmio_side is not None:
-            yield from _status(f"virtio-mmio/{instance}", "status", mmio_side.status, device)
+            yield from virtio_mmio.agrees(mmio_side, f"virtio-mmio/{section.instance}", device, str(section), ram)
 
 
-def _status(where: str, path: str, status: int, device: VirtioState) -> Findings:
-    needs_reset = bool(status & spec.STATUS_DEVICE_NEEDS_RESET)
-    if device.broken != needs_reset:
-        expected = "with DEVICE_NEEDS_RESET" if device.broken else "without DEVICE_NEEDS_RESET"
-        yield Finding(where, path, f"{status:#04x}", f"{expected}, as the device says", "transport.broken")
-    if status & spec.STATUS_DRIVER_OK and not status & spec.STATUS_FEATURES_OK:
-        yield Finding(where, path, f"{status:#04x}", "with FEATURES_OK before DRIVER_OK", "transport.status")
-    if device.acked and not status & spec.STATUS_FEATURES_OK:
-        yield Finding(where, path, f"{status:#04x}", "with FEATURES_OK: features are accepted", "transport.status")
+def _pci(sections: Sections, device: SectionId, queues: int) -> Findings:
+    """Give where the function of *device* is not what its kind is told to drivers as."""
+    msix = get(sections, "pci-msix", device.instance, PciMsixState)
+    if msix is not None and len(msix.entries) != queues + 1:
+        expected = f"{queues + 1} long: one vector a queue and one"
+        yield Finding(f"pci-msix/{device.instance}", "entries", f"{len(msix.entries)} long", expected, "msix.vectors")
+    where = SectionId("pci-function", device.instance)
+    function = get(sections, *where, PciFunctionState)
+    if function is None:
+        return
+    found, wanted = register(function.config, pci.DEVICE_ID, 2), spec.PCI_DEVICE_ID_BASE + spec.TYPE_IDS[device.kind]
+    if found != wanted:
+        yield Finding(str(where), "config[2:4]", f"{found:#06x}", f"{wanted:#06x}, a {device.kind}", "pci.device-id")
+    if [(bar.index, bar.width, bar.length) for bar in function.bars] != [_VIRTIO_BAR]:
+        shown_bars = ", ".join(f"BAR {bar.index} of {bar.width} bits, {bar.length:#x} bytes" for bar in function.bars)
+        index, width, length = _VIRTIO_BAR
+        expected = f"BAR {index} of {width} bits, {length:#x} bytes, and no other"
+        yield Finding(str(where), "bars", shown_bars or "empty", expected, "pci.virtio-bar")
 
 
-def _pci(sections: Sections, kind: str, instance: str, transport: VirtioPciState, queues: int) -> Findings:
-    where, rule = f"virtio-pci/{instance}", "transport.vectors"
-    vectors = transport.queue_msix_vectors
-    if len(vectors) != queues:
-        yield Finding(where, "queue_msix_vectors", f"{len(vectors)} long", f"{queues} long, one a queue", rule)
-    msix = get(sections, "pci-msix", instance, PciMsixState)
-    count = len(msix.entries) if msix is not None else 0
-    if msix is not None and count != queues + 1:
-        yield Finding(f"pci-msix/{instance}", "entries", f"{count} long", f"{queues + 1} long: queues + 1", rule)
-    named = [("config_msix_vector", transport.config_msix_vector)]
-    named += [(f"queue_msix_vectors[{number}]", vector) for number, vector in enumerate(vectors)]
-    for path, vector in named:
-        if vector != NO_VECTOR and vector >= count:
-            yield Finding(where, path, str(vector), f"below {count}, or {NO_VECTOR:#x}", rule)
-    function = get(sections, "pci-function", instance, PciFunctionState)
-    if function is not None:
-        found = register(function.config, pci.DEVICE_ID, 2)
-        wanted = spec.PCI_DEVICE_ID_BASE + DEVICE_TYPES[kind]
-        if found != wanted:
-            yield Finding(f"pci-function/{instance}", "config[2:4]", f"{found:#06x}", f"{wanted:#06x}", "pci.device-id")
+def vectors_fit(sections: Sections, _pages: Pages) -> Findings:
+    """A function's MSI-X capability says what there is: so many vectors, its table and pending bits inside a BAR."""
+    for section, msix in each(sections, PciMsixState):
+        where = SectionId("pci-function", section.instance)
+        function = get(sections, *where, PciFunctionState)
+        if function is not None:
+            yield from pci_msix.fits(msix, str(section), function, str(where))
 
 
-def queues_in_memory(sections: Sections, _pages: Pages) -> Findings:
-    """The rings of a queue in use lie in RAM: the device reads and writes them from the first moment on."""
+def bars_apart(sections: Sections, _pages: Pages) -> Findings:
+    """No two functions decode one address, and none decodes where memory-mapped devices are: who answered were chance."""
+    taken = sorted(
+        (bar.address, bar.length, str(section), number)
+        for section, function in each(sections, PciFunctionState)
+        for number, bar in enumerate(function.bars)
+    )
+    end, holder = 0, ""
+    for address, length, where, number in taken:
+        path = f"bars[{number}].address"
+        if address < end and holder != where:  # within one function, its own invariants tell
+            yield Finding(where, path, f"{address:#x}", f"at or above {end:#x}, where {holder} ends", "pci.bars-apart")
+        if address + length > end:
+            end, holder = address + length, where
+        if address < _MMIO32_END and address + length > _MMIO_SLOTS_START:
+            expected = f"below {_MMIO_SLOTS_START:#x}, where slots for memory-mapped devices begin"
+            yield Finding(where, path, f"{address:#x}", expected, "pci.bar-window")
+
+
+def generation_in_memory(sections: Sections, _pages: Pages) -> Findings:
+    """The generation id lies in RAM: a new one is written there before the guest runs."""
     layout = get(sections, "memory-layout", "0", MemoryLayoutState)
     if layout is None:
         return
-    spans = [(region.gpa, region.gpa + region.length) for region in layout.regions]
-
-    def inside(gpa: int, length: int) -> bool:
-        return any(start <= gpa and gpa + length <= end for start, end in spans)
-
-    for section, device in each(sections, VirtioState):
-        if device.broken:
-            continue  # its rings may be why; they are not looked at before a reset
-        for number, queue in enumerate(device.queues):
-            if not queue.ready:
-                continue
-            for name, gpa, length in (
-                ("desc", queue.desc, spec.desc_table_len(queue.size)),
-                ("driver", queue.driver, spec.avail_len(queue.size)),
-                ("device", queue.device, spec.used_len(queue.size)),
-            ):
-                if not inside(gpa, length):
-                    text = f"{gpa:#x}, {length} bytes"
-                    yield Finding(str(section), f"queues[{number}].{name}", text, "inside RAM", "queues.in-ram")
-    for section, generation in each(sections, VmgenidState):
-        if not inside(generation.gpa, 16):
-            yield Finding(str(section), "gpa", f"{generation.gpa:#x}", "inside RAM", "vmgenid.in-ram")
+    for section, state in each(sections, VmgenidState):
+        end = state.gpa + GENERATION_LEN
+        if not any(region.gpa <= state.gpa and end <= region.gpa + region.length for region in layout.regions):
+            yield Finding(str(section), "gpa", f"{state.gpa:#x}", "inside RAM", "vmgenid.in-ram")

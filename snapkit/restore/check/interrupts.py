@@ -66,15 +66,10 @@ def _routes(sections: Sections) -> Iterator[RouteState]:
         control = 0 if offset is None else register(function.config, offset + msix_spec.MESSAGE_CONTROL, 2)
         if not control & MessageControl.ENABLE or control & MessageControl.FUNCTION_MASK:
             continue
+        owner = str(section)
         for entry, gsi in zip(msix.entries, msix.gsis, strict=False):
             if not entry.control & VectorControl.MASK:
-                yield RouteState(
-                    gsi=gsi,
-                    address=entry.address,
-                    data=entry.data,
-                    device_id=0,
-                    owner=str(section),
-                )
+                yield RouteState(gsi=gsi, address=entry.address, data=entry.data, device_id=0, owner=owner)
 
 
 def _text(route: RouteState) -> str:

@@ -11,11 +11,9 @@ Findings = Iterator[Finding]
 S = TypeVar("S", bound=State)
 
 
-def each(sections: Sections, cls: type[S]) -> Iterator[tuple[SectionId, S]]:
-    """Give every section whose State is a *cls*."""
-    for section, state in sections.items():
-        if isinstance(state, cls):
-            yield section, state
+def each(sections: Sections, cls: type[S]) -> list[tuple[SectionId, S]]:
+    """Return every section whose State is a *cls*."""
+    return [(section, state) for section, state in sections.items() if isinstance(state, cls)]
 
 
 def get(sections: Sections, kind: str, instance: str, cls: type[S]) -> S | None:

@@ -12,7 +12,7 @@ Surprise: Linux tests for an auxiliary port by looping a byte back (0xD3). Answe
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple, Self
 
-from snapkit.state.codec import checked
+from snapkit.state.codec import adopted, checked
 from snapkit.state.i8042 import I8042State
 from snapkit.state.spec import i8042 as spec
 from snapkit.state.spec.i8042 import CommandByte, OutputPort, Status
@@ -68,7 +68,7 @@ class I8042:
 
         Raises ImageError naming the field that is out of bounds.
         """
-        return cls(checked(state), reset_requested=args.reset_requested, irq=args.irq)
+        return cls(adopted(state), reset_requested=args.reset_requested, irq=args.irq)
 
     def save(self) -> I8042State:
         """Return a detached copy of what the guest can see."""

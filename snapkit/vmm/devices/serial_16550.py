@@ -20,7 +20,7 @@ On an edge-triggered pin that byte must take the pin down and up again, or the n
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple, Self
 
-from snapkit.state.codec import checked
+from snapkit.state.codec import adopted, checked
 from snapkit.state.serial_16550 import MODEM_INPUTS, SerialState
 from snapkit.state.spec import ns16550a as spec
 from snapkit.state.spec.ns16550a import Fcr, Ier, Lcr, Lsr, Mcr, Msr
@@ -95,7 +95,7 @@ class Serial16550:
 
         Raises ImageError naming the field that is out of bounds.
         """
-        return cls(checked(state), irq=args.irq, out=args.out, room_ready=args.room_ready)
+        return cls(adopted(state), irq=args.irq, out=args.out, room_ready=args.room_ready)
 
     def save(self) -> SerialState:
         """Return a detached copy of what the guest can see."""

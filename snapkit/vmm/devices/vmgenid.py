@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import ClassVar, NamedTuple, Protocol, Self
 
 from snapkit.errors import ConfigError, Finding, ImageError
-from snapkit.state.codec import checked
+from snapkit.state.codec import adopted, checked
 from snapkit.state.vmgenid import GENERATION_LEN, VmgenidState, invariants
 from snapkit.vmm.devices.pins import IrqLine
 
@@ -55,14 +55,12 @@ class Vmgenid:
 
         Raises ImageError naming the field that is wrong, also when the id would not lie in RAM.
         """
-        kept = checked(state)
-        findings = invariants(kept, cls.kind)
+        kept = adopted(state, invariants)
         try:
             args.memory.hva(kept.gpa, GENERATION_LEN)
-        except ConfigError:
-            findings.append(Finding(cls.kind, "gpa", f"{kept.gpa:#x}", "in RAM", "vmgenid.ram"))
-        if findings:
-            raise ImageError("the generation id is refused", findings=findings)
+        except ConfigError as error:
+            finding = Finding(cls.kind, "gpa", f"{kept.gpa:#x}", "in RAM", "vmgenid.ram")
+            raise ImageError("the generation id is refused", findings=[finding]) from error
         return cls(kept, args=args)
 
     def save(self) -> VmgenidState:

@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from snapkit.errors import InternalError
 from snapkit.state.schema import SectionId, State
 from snapkit.vmm.backends.console import Console
 from snapkit.vmm.loop import Loop
 from snapkit.vmm.memory import GuestMemory
-from snapkit.vmm.parts.device import DevicePart
 from snapkit.vmm.parts.part import HostEnd, Part, Site, Stopper
 from snapkit.vmm.vm import Vm
+
+if TYPE_CHECKING:
+    from snapkit.vmm.parts.device import DevicePart  # imported when there are devices
 
 MODULES: Mapping[str, str] = {
     "resource-allocator": "tables",
@@ -37,6 +40,7 @@ CONSTRUCT_ORDER = tuple(MODULES)
 """The order in which a boot constructs; a restore's is the plan's."""
 
 
+@cache
 def module_of(kind: str) -> Any:
     """Import the module that builds parts of *kind*."""
     return import_module(f"snapkit.vmm.parts.{MODULES[kind]}")
@@ -105,17 +109,15 @@ class Board:
             with self._site.vm.lock:
                 part.close()
 
-    def device(self, kind: str, instance: str | None = None) -> DevicePart | None:
+    def device(self, kind: str, instance: str | None = None) -> "DevicePart | None":
         """Return the device *kind*/*instance*, or the only one of *kind*; None where there is none."""
-        found = [
-            part
-            for section, part in self.parts.items()
-            if section.kind == kind and instance in {None, section.instance} and isinstance(part, DevicePart)
-        ]
+        found = [part for name, part in self.devices(kind) if instance in {None, name}]
         return found[0] if found else None
 
-    def devices(self, kind: str) -> Iterator[tuple[str, DevicePart]]:
+    def devices(self, kind: str) -> "Iterator[tuple[str, DevicePart]]":
         """Give the devices of *kind* with their ids."""
+        from snapkit.vmm.parts.device import DevicePart
+
         for section, part in self.parts.items():
             if section.kind == kind and isinstance(part, DevicePart):
                 yield section.instance, part
@@ -138,21 +140,26 @@ class Board:
 
     def activate(self) -> None:
         """Let parts drive pins and watch their host ends."""
-        with ExitStack() as undo:
+        try:
             for part in self.parts.values():
                 part.activate()
-                undo.callback(part.deactivate)
-            undo.pop_all()
+        except BaseException:
+            self.deactivate()
+            raise
 
     def deactivate(self) -> None:
         """Take `activate` back, all of it, whatever fails."""
         self._backwards(Part.deactivate)
 
     def run(self) -> None:
-        """The guest goes on."""
-        self.running = self._used = True
-        for part in self.parts.values():
-            part.run()
+        """The guest goes on; or, where that fails, every part stands still as before."""
+        self.running = True
+        with ExitStack() as undo:
+            undo.callback(self.pause)
+            for part in self.parts.values():
+                part.run()
+            undo.pop_all()
+        self._used = True
 
     def pause(self) -> None:
         """The guest stands still; so does every part."""

@@ -26,6 +26,7 @@ KEYBOARD = SectionId("i8042", "0")
 CLAIMS = SectionId("resource-allocator", "0")
 INTERRUPTS = SectionId("interrupt-table", "0")
 GENERATION = SectionId("vmgenid", "0")
+HOST_BRIDGE = SectionId("pci-function", "host-bridge")
 
 POOLS = (
     PoolState(pool="gsi-legacy", start=layout.GSI_LEGACY.start, length=len(layout.GSI_LEGACY)),
@@ -100,8 +101,8 @@ def fresh_sections(
 
 
 def require_distinct(devices: Sequence[Asked]) -> None:
-    """Raise ConfigError when two devices have one id."""
-    seen: dict[str, str] = {}
+    """Raise ConfigError when two devices have one id, or one has the id that is the host bridge's."""
+    seen: dict[str, str] = {HOST_BRIDGE.instance: "the host bridge"}
     for asked in devices:
         if asked.id in seen:
             raise ConfigError(f"two devices have the id {asked.id!r}: {seen[asked.id]} and {asked.kind}")

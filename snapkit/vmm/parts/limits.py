@@ -8,6 +8,8 @@ from snapkit.units import parse_len
 from snapkit.vmm.virtio.rate_limiter import BucketConfig, LimitConfig
 
 _SECOND_MS = 1000
+_COUNT_MAX = (1 << 63) - 1
+"""What the control socket takes as well."""
 
 
 def limits(values: Mapping[str, Any], prefix: str = "") -> LimitConfig:
@@ -24,8 +26,15 @@ def _bucket(values: Mapping[str, Any], name: str) -> BucketConfig | None:
         if burst_name in values:
             raise ConfigError(f"{burst_name} goes with {name}, which is not said")
         return None
-    size = parse_len(values[name], what=name)
+    size = _count(values, name)
     if not size:
         raise ConfigError(f"{name} is 0, must be what may pass in a second")
-    burst = parse_len(values[burst_name], what=burst_name) if burst_name in values else None
+    burst = _count(values, burst_name) if burst_name in values else None
     return BucketConfig(size=size, refill_time=_SECOND_MS, one_time_burst=burst)
+
+
+def _count(values: Mapping[str, Any], name: str) -> int:
+    count = parse_len(values[name], what=name)
+    if count > _COUNT_MAX:
+        raise ConfigError(f"{name} is {count}, must be at most {_COUNT_MAX}")
+    return count

@@ -1,5 +1,6 @@
 """The network card as a part, with its TAP."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,9 @@ from snapkit.vmm.parts.limits import limits
 from snapkit.vmm.parts.part import Site, expect
 from snapkit.vmm.virtio.rate_limiter import LimitConfig
 from snapkit.vmm.virtio.virtio_net import NetArgs, NetOptions, VirtioNet, fresh_state, local_mac
+
+_MAC = re.compile(r"[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5}")
+_MTU = re.compile(r"[0-9]{1,5}")
 
 
 def open_host(section: SectionId, values: Mapping[str, Any]) -> Tap:
@@ -83,16 +87,14 @@ def build(section: SectionId, state: State, site: Site) -> NetPart:
 
 
 def _mac(who: str, text: str) -> bytes:
-    try:
-        mac = bytes(int(part, 16) for part in text.split(":"))
-    except ValueError:
-        mac = b""
-    if len(mac) != MAC_LEN or mac[0] & MAC_GROUP or not any(mac):
+    mac = bytes.fromhex(text.replace(":", "")) if _MAC.fullmatch(text) else bytes(MAC_LEN)
+    if mac[0] & MAC_GROUP or not any(mac):
         raise ConfigError(f"{who}: mac is {text!r}, must be one station's address such as 02:00:00:00:00:01")
     return mac
 
 
 def _mtu(who: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and MTU_MIN <= int(text) <= MTU_MAX):
-        raise ConfigError(f"{who}: mtu is {text!r}, must be {MTU_MIN} to {MTU_MAX}")
-    return int(text)
+    mtu = int(text) if _MTU.fullmatch(text) else 0
+    if not MTU_MIN <= mtu <= MTU_MAX:
+        raise ConfigError(f"{who}: mtu is {text[:20]!r}, must be {MTU_MIN} to {MTU_MAX}")
+    return mtu

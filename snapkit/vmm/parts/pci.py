@@ -4,6 +4,7 @@ from snapkit.state.pci_function import PciFunctionState
 from snapkit.state.pci_msix import PciMsixState
 from snapkit.state.pci_segment import PciSegmentState
 from snapkit.state.schema import SectionId, State
+from snapkit.vmm.arch.x86_64 import layout
 from snapkit.vmm.parts.part import Part, Site, expect
 from snapkit.vmm.pci.layout import host_bridge
 from snapkit.vmm.pci.pci_function import PciFunction, PciFunctionArgs
@@ -12,6 +13,8 @@ from snapkit.vmm.pci.pci_segment import PciSegment, PciSegmentArgs
 
 SEGMENT = SectionId(PciSegment.kind, "0")
 HOST_BRIDGE = SectionId(PciFunction.kind, "host-bridge")
+_NOT_FOR_BARS = range(layout.VIRTIO_MMIO_START, layout.MMIO32_END)
+"""Outside of what firmware tells of the root's windows: the slots of memory-mapped devices."""
 
 
 class SegmentPart(Part):
@@ -35,7 +38,9 @@ class FunctionPart(Part):
     """A function in its slot. Its BARs are on the bus once its transport has attached what is behind them."""
 
     def __init__(self, section: SectionId, state: PciFunctionState, site: Site) -> None:
-        args = PciFunctionArgs(resources=site.vm.resources, bus=site.vm.mmio, owner=str(section))
+        args = PciFunctionArgs(
+            resources=site.vm.resources, bus=site.vm.mmio, owner=str(section), reserved=_NOT_FOR_BARS
+        )
         self.function = PciFunction.restore(state, args)
         self._segment = site.part(*SEGMENT, SegmentPart).segment
         try:
@@ -82,6 +87,10 @@ class MsixPart(Part):
     def activate(self) -> None:
         with self._lock:
             self.msix.resync()
+
+    def prepare_save(self) -> None:
+        with self._lock:
+            self.msix.retry()
 
     def close(self) -> None:
         self.msix.close()

@@ -5,6 +5,7 @@ from typing import Any
 
 from snapkit import host
 from snapkit.state.schema import SectionId, State
+from snapkit.state.spec import virtio as spec
 from snapkit.state.virtio import VirtioState
 from snapkit.state.virtio_mmio import VirtioMmioState
 from snapkit.state.virtio_pci import VirtioPciState
@@ -97,7 +98,7 @@ class MmioPart(TransportPart):
 
 def _device(instance: str, site: Site) -> DevicePart:
     """Return the device that the transport of *instance* carries: the id is its own."""
-    found = [part for section, part in site.parts.items() if section.instance == instance]
+    found = (site.parts.get(SectionId(kind, instance)) for kind in spec.TYPE_IDS)
     return next(part for part in found if isinstance(part, DevicePart))
 
 

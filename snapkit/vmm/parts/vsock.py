@@ -1,5 +1,6 @@
 """The socket device as a part, with its Unix socket."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from snapkit.vmm.parts.device import DevicePart
 from snapkit.vmm.parts.part import Site, expect
 from snapkit.vmm.virtio.virtio_vsock import VirtioVsock, VsockArgs, fresh_state
 
+_CID = re.compile(r"[0-9]{1,10}")
+
 
 def open_host(_section: SectionId, values: Mapping[str, Any]) -> VsockHost:
     """Listen where the operator says."""
@@ -20,8 +23,8 @@ def open_host(_section: SectionId, values: Mapping[str, Any]) -> VsockHost:
 def fresh(section: SectionId, values: Mapping[str, Any], _end: VsockHost) -> VirtioVsockState:
     """Return the State of a new device."""
     cid = values["cid"]
-    if not cid.isascii() or not cid.isdigit():
-        raise ConfigError(f"--vsock id={section.instance}: cid is {cid!r}, must be a number")
+    if not _CID.fullmatch(cid):
+        raise ConfigError(f"--vsock id={section.instance}: cid is {cid[:20]!r}, must be a number of 32 bits")
     return fresh_state(int(cid), values["uds"])
 
 
@@ -43,6 +46,8 @@ class VsockPart(DevicePart):
 
 def build(section: SectionId, state: State, site: Site) -> VsockPart:
     """Build the part."""
-    args = VsockArgs(memory=site.memory, host=site.host(section))
+    end: VsockHost = site.host(section)
+    args = VsockArgs(memory=site.memory, host=end)
     saved = expect(state, VirtioVsockState)
+    saved.host.uds = end.uds  # the operator may have named another
     return VsockPart(VirtioVsock.restore(saved, args) if site.restored else VirtioVsock(saved, args=args), site)

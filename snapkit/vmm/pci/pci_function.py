@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from typing import ClassVar, NamedTuple, Protocol, Self
 
 from snapkit.errors import ConfigError, InternalError, SnapkitError
-from snapkit.state.codec import checked
+from snapkit.state.codec import adopted, checked
 from snapkit.state.pci_function import (
     BarState,
     PciFunctionState,
@@ -57,11 +57,15 @@ class BarTarget(BusDevice, Protocol):
 
 
 class PciFunctionArgs(NamedTuple):
-    """Host things of a function: what addresses are claimed from, the bus its BARs are on, and its section's name."""
+    """Host things of a function: what addresses are claimed from, the bus its BARs are on, and its section's name.
+
+    *reserved* are addresses inside a window that are not for BARs.
+    """
 
     resources: ResourceAllocator
     bus: Bus
     owner: str
+    reserved: range = range(0)
 
 
 class _ReadHook(NamedTuple):
@@ -84,9 +88,17 @@ class PciFunction:
 
     kind: ClassVar[str] = "pci-function"
 
-    def __init__(self, state: PciFunctionState, *, resources: ResourceAllocator, bus: Bus, owner: str) -> None:
+    def __init__(
+        self,
+        state: PciFunctionState,
+        *,
+        resources: ResourceAllocator,
+        bus: Bus,
+        owner: str,
+        reserved: range = range(0),
+    ) -> None:
         # Configuration
-        self.owner = owner
+        self.owner, self._reserved = owner, reserved
         self._writable = _writable(state)
         # Runtime glue
         self._resources, self._bus = resources, bus
@@ -106,7 +118,7 @@ class PciFunction:
 
         Raises ImageError naming the field that is out of bounds, ConfigError when a claim cannot be had.
         """
-        return cls(checked(state), resources=args.resources, bus=args.bus, owner=args.owner)
+        return cls(adopted(state), resources=args.resources, bus=args.bus, owner=args.owner, reserved=args.reserved)
 
     def save(self) -> PciFunctionState:
         """Return a detached copy of what the guest can see."""
@@ -223,7 +235,7 @@ class PciFunction:
         if new == old:
             return False
         pool, old_pool = self._resources.window(new, bar.length), self._window(bar)
-        if pool is None:
+        if pool is None or (new < self._reserved.stop and new + bar.length > self._reserved.start):
             self.faults += 1
             return False
         try:

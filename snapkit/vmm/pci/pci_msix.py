@@ -12,15 +12,15 @@ Surprises:
 - A guest may change address or data of an open vector. The specification leaves that undefined; here the route follows
   each write, as software on other hypervisors has come to expect.
 - If the kernel refuses a route or an irqfd in the middle of a run, the vector stays shut, the fault is counted, messages
-  wait in their pending bits, and the next write to the entry or to the control word tries again.
+  wait in their pending bits, and the next write to the entry or to the control word tries again; so does a save.
 - Messages wait while MSI-X as a whole is off, too: there is no INTx to send them by.
 """
 
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, NamedTuple, Self
 
-from snapkit.errors import ImageError, SnapkitError
-from snapkit.state.codec import checked
+from snapkit.errors import Finding, SnapkitError
+from snapkit.state.codec import adopted, checked
 from snapkit.state.pci_function import find_capability, register
 from snapkit.state.pci_msix import (
     MsixEntryState,
@@ -66,8 +66,6 @@ class PciMsix:
         owner: str,
         device_id: int = 0,
     ) -> None:
-        if findings := [*invariants(state, owner), *fits(state, owner, function.state, function.owner)]:
-            raise ImageError(f"{owner} is refused", findings=findings)
         # Configuration
         self.owner = owner
         self._control_at = (find_capability(function.state.config, pci.CAP_ID_MSIX) or 0) + msix.MESSAGE_CONTROL
@@ -96,11 +94,16 @@ class PciMsix:
         Raises ImageError naming the field that is out of bounds or does not fit the function's capability,
         ConfigError when a GSI is taken.
         """
+        function = args.function
+
+        def sound(state: PciMsixState, owner: str) -> list[Finding]:
+            return [*invariants(state, owner), *fits(state, owner, function.state, function.owner)]
+
         return cls(
-            checked(state, where=args.owner),
+            adopted(state, sound, where=args.owner),
             interrupts=args.interrupts,
             resources=args.resources,
-            function=args.function,
+            function=function,
             owner=args.owner,
             device_id=args.device_id,
         )
@@ -112,6 +115,16 @@ class PciMsix:
 
     def resync(self) -> None:
         """Send what is still owed to vectors that have come to be open; nothing after a regular save."""
+        self._deliver(self._all())
+
+    def retry(self) -> None:
+        """Open what is to be open and the kernel refused. Raises HostError when it refuses again.
+
+        Before a save: a machine whose routes are not what its tables say could not be restored.
+        """
+        with self._interrupts.batch():
+            for number in self._all():
+                self._drive(number)
         self._deliver(self._all())
 
     def save(self) -> PciMsixState:

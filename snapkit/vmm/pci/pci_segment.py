@@ -15,7 +15,7 @@ Surprises:
 from typing import ClassVar, NamedTuple, Protocol, Self
 
 from snapkit.errors import ConfigError
-from snapkit.state.codec import checked
+from snapkit.state.codec import adopted, checked
 from snapkit.state.pci_segment import PciSegmentState
 from snapkit.state.spec import pci
 from snapkit.state.spec.pci import ConfigAddress
@@ -68,7 +68,7 @@ class PciSegment:
 
         Raises ImageError naming the field that is out of bounds.
         """
-        return cls(checked(state), ports=args.ports, mmio=args.mmio, ecam=args.ecam)
+        return cls(adopted(state), ports=args.ports, mmio=args.mmio, ecam=args.ecam)
 
     def save(self) -> PciSegmentState:
         """Return a detached copy of what the guest can see."""

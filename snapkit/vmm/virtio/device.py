@@ -205,9 +205,10 @@ class VirtioDevice(Generic[S]):
         """Re-derive what is neither state nor made by `activate`. Default: nothing."""
 
     def run(self) -> None:
-        """Serve every active queue, at each resume: doorbells rung before a snapshot are no state."""
-        for index in range(len(self.queues)):
-            self.kick(index)
+        """Serve every active queue that is not idle, at each resume: doorbells rung before a snapshot are no state."""
+        for index, queue in enumerate(self.queues):
+            if not queue.idle():
+                self.kick(index)
 
     def pause(self) -> None:
         """Stop reading host fds, let host-side work end. Without the lock. Default: nothing."""

@@ -19,6 +19,7 @@ Surprises:
 
 import struct
 import threading
+from array import array
 from typing import NamedTuple
 
 from snapkit import host
@@ -175,6 +176,43 @@ class Queue:
         state.next_avail = (next_avail + 1) & 0xFFFF
         return _tuple(Chain, (head, readable, writable))
 
+    def pop_plain(self, wanted: int, most: int, shortest: int, vector: "array[int]") -> list[tuple[int, int]]:
+        """Take chains of one proper writable descriptor each, until they hold *wanted* bytes or are *most*.
+
+        Stops before the first that is another kind, or shorter than *shortest*, which is left to `pop`. Returns head and
+        length of each, and appends address and length of its buffer to *vector*: 0.6 us a chain, by `pop` 2 us.
+        """
+        state, avail, size, desc = self.state, self._avail, self._size, self._desc
+        if not self.active:
+            return []
+        next_avail = state.next_avail
+        waiting = (avail[1] - next_avail) & 0xFFFF
+        if waiting > size:
+            return []
+        regions, mask = self._regions, size - 1
+        most = min(most, waiting)
+        taken: list[tuple[int, int]] = []
+        room = count = 0
+        while room < wanted and count < most:
+            head = avail[2 + ((next_avail + count) & mask)]
+            if head >= size:
+                break
+            gpa, length, flags, _ = _descriptor(desc, head * spec.DESC_LEN)
+            if flags != _WRITE or length < shortest:
+                break
+            for first, last, delta in regions:
+                if first <= gpa and gpa + length <= last:
+                    vector.append(gpa + delta)
+                    break
+            else:
+                break
+            vector.append(length)
+            taken.append((head, length))
+            room += length
+            count += 1
+        state.next_avail = (next_avail + count) & 0xFFFF
+        return taken
+
     def undo_pop(self, count: int = 1) -> None:
         """Give the last *count* chains back, unserved: they are popped again."""
         self.state.next_avail = (self.state.next_avail - count) & 0xFFFF
@@ -189,6 +227,19 @@ class Queue:
         ring[at] = head
         ring[at + 1] = written
         state.next_used = self._used[1] = (next_used + 1) & 0xFFFF
+
+    def push_together(self, used: list[tuple[int, int]]) -> None:
+        """Return chains as `push` does, all visible at once: the driver looks for the others when it finds the first."""
+        if not self.active:
+            return
+        state, ring, mask = self.state, self._used_ring, self._size - 1
+        next_used = state.next_used
+        for head, written in used:
+            at = 2 * (next_used & mask) + 1
+            ring[at] = head
+            ring[at + 1] = written
+            next_used += 1
+        state.next_used = self._used[1] = next_used & 0xFFFF
 
     # Notifications
 
@@ -221,6 +272,16 @@ class Queue:
         with self._fence:  # the wish is stored before the driver's index is loaded
             pass
         return bool(self._avail[1] != next_avail)
+
+    def idle(self) -> bool:
+        """Return whether no chain waits and `arm` has told the driver to notify of the next: nothing is to be done.
+
+        It only looks. What is served instead is written to, and each ring's first write after a restore copies a page.
+        """
+        next_avail = self.state.next_avail
+        if not self.active or self._avail[1] != next_avail:
+            return not self.active
+        return bool(self._used[2 + 4 * self._size] == next_avail if self._event_idx else not self._used[0])
 
     def disarm(self) -> None:
         """Ask for no notifications while chains are being popped anyway. With EVENT_IDX an old wish says the same."""

@@ -21,8 +21,8 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import ClassVar, NamedTuple, Self
 
-from snapkit.errors import ConfigError, HostError, ImageError, InternalError
-from snapkit.state.codec import checked
+from snapkit.errors import ConfigError, HostError, InternalError
+from snapkit.state.codec import adopted, checked
 from snapkit.state.spec import virtio as spec
 from snapkit.state.spec import virtio_balloon as numbers
 from snapkit.state.virtio_balloon import StatState, VirtioBalloonState, invariants
@@ -75,10 +75,7 @@ class VirtioBalloon(VirtioDevice[VirtioBalloonState]):
     @classmethod
     def restore(cls, state: VirtioBalloonState, args: BalloonArgs) -> Self:
         """Construct the device that *state* describes. Raises ImageError naming the field that is wrong."""
-        kept = checked(state)
-        if findings := invariants(kept, cls.kind):
-            raise ImageError("the balloon is refused", findings=findings)
-        return cls(kept, args=args)
+        return cls(adopted(state, invariants), args=args)
 
     # The operator
 

@@ -19,11 +19,12 @@ Surprises:
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import ClassVar, NamedTuple, Self
 
 from snapkit import host, host_io
-from snapkit.errors import HostError, ImageError
-from snapkit.state.codec import checked
+from snapkit.errors import HostError
+from snapkit.state.codec import adopted
 from snapkit.state.spec import virtio as virtio_spec
 from snapkit.state.spec import virtio_block as spec
 from snapkit.state.spec.virtio_block import SECTOR_SHIFT
@@ -113,10 +114,7 @@ class VirtioBlock(VirtioDevice[VirtioBlockState]):
     @classmethod
     def restore(cls, state: VirtioBlockState, args: BlockArgs) -> Self:
         """Construct the device that *state* describes. Raises ImageError naming the field that is wrong."""
-        kept = checked(state)
-        if findings := invariants(kept, cls.kind):
-            raise ImageError("the block device is refused", findings=findings)
-        return cls(kept, args=args)
+        return cls(adopted(state, invariants), args=args)
 
     # Configuration space
 
@@ -188,7 +186,7 @@ class VirtioBlock(VirtioDevice[VirtioBlockState]):
 
         The driver is told when the capacity is another. Raises HostError, and then nothing has changed.
         """
-        old = self.backend
+        old, described = self.backend, backend.describe()
         old.worker.drain()
         self._complete()
         loop, lock = self._loop, self._lock
@@ -199,10 +197,11 @@ class VirtioBlock(VirtioDevice[VirtioBlockState]):
             except BaseException:
                 self.backend = old
                 raise
-            loop.unwatch(old.worker.done_fd)
+            with suppress(HostError):  # the loop forgets what is closed, and it is about to be
+                loop.unwatch(old.worker.done_fd)
             old.worker.stop()
         self.backend = backend
-        self.state.host = backend.describe()
+        self.state.host = described
         self._use_backend()
         self.resync()
         return old

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 from snapkit.errors import SnapkitError
-from snapkit.state.codec import checked
+from snapkit.state.codec import adopted, checked
 from snapkit.state.resource_allocator import Pool
 from snapkit.state.spec import virtio as spec
 from snapkit.state.virtio_mmio import VirtioMmioState
@@ -94,7 +94,7 @@ class VirtioMmio(Transport):
         Raises ImageError naming the field that is out of bounds, ConfigError when range or GSI is taken.
         """
         return cls(
-            checked(state),
+            adopted(state),
             device=args.device,
             line=args.line,
             bus=args.bus,

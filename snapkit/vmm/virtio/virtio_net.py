@@ -30,7 +30,7 @@ from typing import ClassVar, NamedTuple, Protocol, Self
 
 from snapkit import host, host_net
 from snapkit.errors import HostError
-from snapkit.state.codec import checked
+from snapkit.state.codec import adopted, checked
 from snapkit.state.spec import virtio as virtio_spec
 from snapkit.state.spec import virtio_net as spec
 from snapkit.state.spec.virtio_net import HDR_LEN, RX, TX
@@ -168,7 +168,7 @@ class VirtioNet(VirtioDevice[VirtioNetState]):
 
         Raises ImageError naming the field that is out of bounds.
         """
-        return cls(checked(state), memory=args.memory, tap=args.tap, clock=args.clock)
+        return cls(adopted(state), memory=args.memory, tap=args.tap, clock=args.clock)
 
     # Configuration space
 

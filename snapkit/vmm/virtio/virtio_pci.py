@@ -13,11 +13,11 @@ Surprises:
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 from snapkit.errors import InternalError
-from snapkit.state.codec import checked
+from snapkit.state.codec import adopted, checked
 from snapkit.state.pci_function import find_capability, register
 from snapkit.state.spec import msix as msix_spec
 from snapkit.state.spec import pci
@@ -98,8 +98,6 @@ class VirtioPci(Transport):
         self.state = state
         super().__init__(device, doorbells)
         try:
-            self._reads = self._readers()
-            self._writes = self._writers()
             function.attach(BAR, self)
             base = function.decoded(BAR)
             if base is not None:
@@ -115,7 +113,7 @@ class VirtioPci(Transport):
 
         Raises ImageError naming the field that is out of bounds.
         """
-        return cls(checked(state), device=args.device, function=args.function, msix=args.msix, doorbells=args.doorbells)
+        return cls(adopted(state), device=args.device, function=args.function, msix=args.msix, doorbells=args.doorbells)
 
     def save(self) -> VirtioPciState:
         """Return a detached copy of what the guest can see."""
@@ -310,9 +308,10 @@ class VirtioPci(Transport):
         data = register(self._function.state.config, at + spec.PCI_CAP_DATA, 4)  # what was written, and is stored
         self.write(*place, data & ((1 << 8 * place[1]) - 1))
 
-    # Tables: one look-up for every access
+    # Tables: one look-up for every access; made at the first, which a restored guest may never need
 
-    def _readers(self) -> dict[tuple[int, int], Callable[[], int]]:
+    @cached_property
+    def _reads(self) -> dict[tuple[int, int], Callable[[], int]]:
         state = self.state
         table: dict[tuple[int, int], Callable[[], int]] = {
             (COMMON + spec.COMMON_DEVICE_FEATURE_SELECT, 4): lambda: state.device_feature_select,
@@ -340,7 +339,8 @@ class VirtioPci(Transport):
             table[COMMON + at, 8] = partial(self._read_queue_address, name, 0, (1 << 64) - 1)
         return table
 
-    def _writers(self) -> dict[tuple[int, int], Callable[[int], None]]:
+    @cached_property
+    def _writes(self) -> dict[tuple[int, int], Callable[[int], None]]:
         table: dict[tuple[int, int], Callable[[int], None]] = {
             (COMMON + spec.COMMON_DEVICE_FEATURE_SELECT, 4): self._write_device_feature_select,
             (COMMON + spec.COMMON_DRIVER_FEATURE_SELECT, 4): self._write_driver_feature_select,

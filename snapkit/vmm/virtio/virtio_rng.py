@@ -8,11 +8,9 @@ which asks without end takes no more than its turn. There is no state beyond the
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple, Self
 
-from snapkit.errors import ImageError
-from snapkit.state import virtio
-from snapkit.state.codec import checked
+from snapkit.state.codec import adopted
 from snapkit.state.spec import virtio as spec
-from snapkit.state.virtio_rng import VirtioRngState
+from snapkit.state.virtio_rng import VirtioRngState, invariants
 from snapkit.units import KIB
 from snapkit.vmm.memory import GuestMemory
 from snapkit.vmm.virtio.device import VirtioDevice, fresh_queues
@@ -42,10 +40,7 @@ class VirtioRng(VirtioDevice[VirtioRngState]):
     @classmethod
     def restore(cls, state: VirtioRngState, args: RngArgs) -> Self:
         """Construct the device that *state* describes. Raises ImageError naming the field that is wrong."""
-        kept = checked(state)
-        if findings := virtio.invariants(kept, cls.kind):
-            raise ImageError("the entropy device is refused", findings=findings)
-        return cls(kept, args=args)
+        return cls(adopted(state, invariants), args=args)
 
     def serve(self, index: int) -> None:
         """Fill what the driver made available."""

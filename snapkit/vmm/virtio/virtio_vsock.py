@@ -18,8 +18,8 @@ import threading
 from collections import deque
 from typing import ClassVar, NamedTuple, Self
 
-from snapkit.errors import ConfigError, HostError, ImageError
-from snapkit.state.codec import checked
+from snapkit.errors import ConfigError, HostError
+from snapkit.state.codec import adopted
 from snapkit.state.spec import virtio as virtio_spec
 from snapkit.state.spec import virtio_vsock as spec
 from snapkit.state.spec.virtio_vsock import EVENT, HEADER_LEN, RX, TX, Header
@@ -72,10 +72,7 @@ class VirtioVsock(VirtioDevice[VirtioVsockState]):
     @classmethod
     def restore(cls, state: VirtioVsockState, args: VsockArgs) -> Self:
         """Construct the device that *state* describes. Raises ImageError naming the field that is wrong."""
-        kept = checked(state)
-        if findings := invariants(kept, cls.kind):
-            raise ImageError("the socket device is refused", findings=findings)
-        made = cls(kept, args=args)
+        made = cls(adopted(state, invariants), args=args)
         made._restored = True
         return made
 

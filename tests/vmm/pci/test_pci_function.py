@@ -406,6 +406,22 @@ def test_64_bit_move_over_the_end_of_its_window_leaves_the_old_place_working():
     assert (bench.address, bench.taken()) == (MMIO64, {MMIO64})
 
 
+@pytest.mark.parametrize("end", [MMIO32_END, MMIO32_END - BAR_LEN], ids=["inside", "over its start"])
+def test_a_bar_does_not_move_to_what_is_reserved_inside_a_window(end):
+    rig, target = Rig(), Target()
+    args = PciFunctionArgs(
+        rig.resources, rig.bus, "pci-function/root", range(MMIO32_END - BAR_LEN - 0x1000, MMIO32_END)
+    )
+    function = PciFunction.restore(fresh(), args)
+    function.attach(0, target)
+    decoding(function, on=True)
+    point(function, end - BAR_LEN)
+    assert (function.decoded(0), rig.claims()) == (MMIO64, {("pci-slot", 1, 1), ("mmio64", MMIO64, BAR_LEN)})
+    assert function.faults >= 1
+    point(function, MMIO32_END - 3 * BAR_LEN)
+    assert function.decoded(0) == MMIO32_END - 3 * BAR_LEN
+
+
 @pytest.mark.parametrize("pending", [False, True], ids=["decoding-on", "pending"])
 def test_move_onto_another_bar_leaves_both_where_they_are(bench, pending):
     other = bench.function(fresh(2, width=bench.width, address=bench.new), "other", Target(0x77))

@@ -1,0 +1,112 @@
+"""Goldens with devices: what is unfinished in them, and what their guest says once it is restored."""
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from snapkit.restore.image import Image
+from snapkit.state.irqchip_x86 import IrqchipState
+from snapkit.state.pci_function import PciFunctionState, find_capability
+from snapkit.state.pci_msix import PciMsixState
+from snapkit.state.releases import release_named
+from snapkit.state.schema import SectionId, State
+from snapkit.state.virtio_block import VirtioBlockState
+from snapkit.state.virtio_mmio import VirtioMmioState
+from snapkit.state.virtio_net import VirtioNetState
+from snapkit.state.virtio_vsock import VirtioVsockState
+from tests.compat.conftest import TODAY, GoldenFile, Written, goldens_where
+from tests.compat.tree import ROOT
+from tests.guests.device_lines import device_sums
+from tools import golden, stored
+
+MEMORY_SPACE = 1 << 1  # PCI 3.0, 6.2.2: command register
+MSIX_ON, FUNCTION_MASKED, ENTRY_MASKED = 1 << 15, 1 << 14, 1  # PCI 3.0, 6.8.2
+BAR0 = slice(0x10, 0x18)
+IOAPIC_MASKED = 1 << 16
+OFFERED = 2  # buffers of each queue that waits for something
+LINES = 20
+
+with_devices = goldens_where(lambda _release, transport: transport != "none")
+
+
+def states_of(path: Path) -> dict[SectionId, State]:
+    with Image.open(path) as image:
+        return dict(image.sections().states)
+
+
+def check_unfinished(path: Path) -> None:
+    """Assert that the machine was saved in the state that its guest wants to be saved in."""
+    states = states_of(path)
+    if SectionId("virtio-pci", "rng") in states:
+        function, rng, vsock = (
+            states[SectionId(*name)]
+            for name in (("pci-function", "balloon"), ("pci-msix", "rng"), ("pci-function", "v0"))
+        )
+        assert isinstance(function, PciFunctionState)
+        assert isinstance(rng, PciMsixState)
+        assert isinstance(vsock, PciFunctionState)
+        assert (rng.entries[1].control, rng.pending) == (ENTRY_MASKED, [1 << 1]), "a masked interrupt waits"
+        assert not function.config[4] & MEMORY_SPACE
+        assert int.from_bytes(function.config[BAR0], "little") & ~0xF != function.bars[0].address, "a move waits"
+        control_at = (find_capability(vsock.config, 0x11) or 0) + 2
+        control = int.from_bytes(vsock.config[control_at : control_at + 2], "little")
+        assert control & (MSIX_ON | FUNCTION_MASKED) == MSIX_ON | FUNCTION_MASKED
+    else:
+        carrier, irqchip = states[SectionId("virtio-mmio", "rng")], states[SectionId("irqchip-x86", "0")]
+        assert isinstance(carrier, VirtioMmioState)
+        assert isinstance(irqchip, IrqchipState)
+        assert carrier.interrupt_status == 1
+        assert irqchip.ioapic.redirtbl[carrier.gsi] & IOAPIC_MASKED
+        assert irqchip.ioapic.irr == 1 << carrier.gsi, "its line is high, and no other"
+    net, vsock, block = (
+        states[SectionId(kind, name)]
+        for kind, name in (("virtio-net", "eth0"), ("virtio-vsock", "v0"), ("virtio-block", "root"))
+    )
+    assert isinstance(net, VirtioNetState)
+    assert isinstance(vsock, VirtioVsockState)
+    assert isinstance(block, VirtioBlockState)
+    assert net.queues[0].next_avail == 0, "no packet came"
+    assert net.queues[1].next_avail == net.queues[1].next_used > 0
+    assert vsock.queues[2].next_used == 0, "no connection was lost before"
+    assert block.queues[0].next_avail == block.queues[0].next_used > 0
+
+
+def check_lines(about: golden.Golden, lines: list[str]) -> None:
+    """Assert that whole *lines*, what a restored guest went on with, say what they must."""
+    sums = list(islice(device_sums(), about.count + len(lines)))[about.count :]
+    assert [" ".join(line.split()[:4]) for line in lines] == sums
+    assert lines[-1] == f"{sums[-1]} resets 1 generations 1", "it was told of the restore, once"
+
+
+@with_devices
+def test_is_saved_with_interrupts_and_a_move_that_wait(golden_file: GoldenFile) -> None:
+    check_unfinished(golden_file.path)
+
+
+@with_devices
+@pytest.mark.usefixtures("kvm")
+def test_its_guest_finds_its_disk_as_it_was_and_hears_of_the_restore(golden_file: GoldenFile) -> None:
+    lines = golden.restore(TODAY, golden_file.path, golden_file.about, golden_file.folder)
+    check_lines(golden_file.about, lines)
+
+
+def test_recipes_give_goldens_that_restore(written: Written, tmp_path: Path) -> None:
+    assert list(golden.problems(written.folder)) == []
+    assert [about.name for about in written.manifest.goldens] == [recipe.name for recipe in golden.RECIPES]
+    for about in written.manifest.goldens:
+        path = golden.unpack(written.folder, about, tmp_path)
+        lines = golden.restore(TODAY, path, about, written.folder)
+        assert len(lines) >= 2
+        if about.disks:
+            check_unfinished(path)
+            check_lines(about, lines)
+
+
+def test_goldens_of_each_release_hold_every_kind_that_it_writes(written: Written, tmp_path: Path) -> None:
+    folders = [(release, ROOT / golden.FOLDER / release) for release in {name for name, _ in stored.goldens(ROOT)}]
+    newest = stored.releases(ROOT)[-1].release
+    for release, folder in [*folders, (newest, written.folder)]:
+        paths = [golden.unpack(folder, about, tmp_path) for about in golden.read_manifest(folder).goldens]
+        kinds = {section.kind for path in paths for section in states_of(path)}
+        assert kinds == set(release_named(release).kinds), release

@@ -1,0 +1,126 @@
+"""Sections of a machine with one device of each kind, laid out as a boot does it, with no KVM and nothing of the host's.
+
+`fresh_machine` is how it was switched on, `busy_machine` how it may be saved while drivers are at work.
+"""
+
+from typing import Any, NamedTuple
+
+from snapkit.state.interrupt_table import RouteState
+from snapkit.state.memory_layout import MemoryLayoutState, RegionState
+from snapkit.state.pci_function import find_capability
+from snapkit.state.schema import SectionId, State, current
+from snapkit.state.shape import shape_of
+from snapkit.state.spec.pci import CAP_ID_MSIX
+from snapkit.state.virtio import VirtioState
+from snapkit.state.virtio_block import DiskHostState, LayerState
+from snapkit.vmm.parts.fresh import Asked, Transport, fresh_sections
+from snapkit.vmm.virtio import virtio_balloon, virtio_block, virtio_net, virtio_rng, virtio_vsock
+from tests.contract.generate import smallest
+from tests.restore.machines import MIB, sections
+
+States = dict[SectionId, Any]
+RAM_LEN = 4 * MIB
+VERSION_1 = 1 << 32
+DRIVER_OK = 0x0F  # ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK: VIRTIO 1.3, 2.1
+MEMORY_AND_MASTER = 0x0006
+MSIX_ENABLE = 0x80
+DEVICES = {
+    "virtio-block": "root",
+    "virtio-net": "eth0",
+    "virtio-vsock": "v0",
+    "virtio-rng": "rng",
+    "virtio-balloon": "b",
+}
+
+
+class OneRegion:
+    """What `check` looks at of a file's memory."""
+
+    def __init__(self, length: int = RAM_LEN) -> None:
+        self.regions = [(0, length)]
+
+
+class Image(NamedTuple):
+    """A disk that there is not."""
+
+    capacity: int = 2048
+    readonly: bool = False
+    serial: bytes = b"root"
+
+    def describe(self) -> DiskHostState:
+        layer = LayerState(path="root.img", format="raw", length=1 << 20, mtime_ns=1, inode=2)
+        return DiskHostState(layers=[layer], readonly=False)
+
+
+def device_states() -> list[tuple[Asked, VirtioState]]:
+    """Return a new device of each kind."""
+    image: Any = Image()
+    states: dict[str, VirtioState] = {
+        "virtio-block": virtio_block.fresh_state(image, serial=b"root"),
+        "virtio-net": virtio_net.fresh_state(
+            virtio_net.NetOptions(id="eth0", tap="tap0"), mac=b"\x02\0\0\0\0\x01", offloads=0
+        ),
+        "virtio-vsock": virtio_vsock.fresh_state(3, "v.sock"),
+        "virtio-rng": virtio_rng.fresh_state(),
+        "virtio-balloon": virtio_balloon.fresh_state(deflate_on_oom=True),
+    }
+    return [(Asked(kind, DEVICES[kind]), state) for kind, state in states.items()]
+
+
+def bare_machine() -> States:
+    """Return the sections that every machine has, with their smallest values; no tables and no parts."""
+    states: dict[SectionId, State] = sections(RAM_LEN)
+    for kind in ("vcpu-x86-64", "irqchip-x86", "pit", "kvm-clock"):
+        states[SectionId(kind, "0")] = smallest(shape_of(current(kind).type))
+    return states
+
+
+def fresh_machine(transport: Transport | None) -> States:
+    """Return a machine as it is switched on, with all five devices, or with none where there is no *transport*."""
+    devices = device_states() if transport else []
+    return {**bare_machine(), **fresh_sections(devices, transport, bytes(range(16))).sections}
+
+
+def busy_machine(transport: Transport) -> States:
+    """Return a machine whose drivers are at work: rings in RAM, vectors open, one masked and pending."""
+    states = fresh_machine(transport)
+    base = 0x10_0000
+    for kind, instance in DEVICES.items():
+        device = states[SectionId(kind, instance)]
+        device.acked = VERSION_1
+        for queue in device.queues:
+            queue.desc, queue.driver, queue.device = base, base + 0x2000, base + 0x3000
+            queue.ready, queue.next_avail, queue.next_used = True, 7, 6
+            base += 0x5000
+        if transport == "mmio":
+            carrier = states[SectionId("virtio-mmio", instance)]
+            carrier.status, carrier.driver_features, carrier.interrupt_status = DRIVER_OK, [0, 1], 1
+        else:
+            _open_vectors(states, instance)
+    if transport == "pci":
+        states[SectionId("interrupt-table", "0")].routes.sort(key=lambda route: route.gsi)
+    return states
+
+
+def _open_vectors(states: States, instance: str) -> None:
+    carrier, function, msix = (states[SectionId(kind, instance)] for kind in ("virtio-pci", "pci-function", "pci-msix"))
+    carrier.device_status, carrier.driver_features = DRIVER_OK, [0, 1]
+    carrier.config_msix_vector = 0
+    carrier.queue_msix_vectors = list(range(1, len(carrier.queue_msix_vectors) + 1))
+    config = bytearray(function.config)
+    config[4:6] = MEMORY_AND_MASTER.to_bytes(2, "little")
+    config[(find_capability(config, CAP_ID_MSIX) or 0) + 3] |= MSIX_ENABLE
+    function.config = bytes(config)
+    for number, (entry, gsi) in enumerate(zip(msix.entries, msix.gsis, strict=True)):
+        entry.address, entry.data = 0xFEE0_0000, 0x4000 | gsi
+        if number:
+            entry.control = 0
+            route = RouteState(gsi=gsi, address=entry.address, data=entry.data, owner=f"pci-msix/{instance}")
+            states[SectionId("interrupt-table", "0")].routes.append(route)
+    msix.pending[0] = 1
+
+
+def with_ram(states: States, *spans: tuple[int, int]) -> States:
+    """Return *states* with other RAM."""
+    regions = [RegionState(gpa=gpa, length=length) for gpa, length in spans]
+    return {**states, SectionId("memory-layout", "0"): MemoryLayoutState(page_shift=12, regions=regions)}
