@@ -1,6 +1,6 @@
 """Disk and network of snapkit against QEMU, both with KVM in the lab's outer machine, same guest, same image.
 
-    python -m tests.bench.lab_io [--transport pci|mmio] [--rounds N] [--seconds S] [--only MONITOR] [--profile]
+    python -m tests.bench.lab_io [--transport pci|mmio] [--rounds N] [--seconds S] [--only MONITOR] [--profile] [--cpus N]
 
 Both monitors run alternately in one outer machine. QEMU has its defaults: its disk through the host's page cache with a
 pool of threads, its network by TAP without vhost. Everything is emulated here, KVM itself as well, and that costs an exit
@@ -114,11 +114,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--only", choices=tuple(SIDES))
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--cpus", type=int, default=1, help="of the outer machine; with two it dies now and then")
     options = parser.parse_args()
     chosen = {name: side for name, side in SIDES.items() if options.only in {None, name}}
     rates: dict[str, Rates] = {name: {} for name in chosen}
     kernel = packages.kernel(packages.GENERIC)
-    with Outer() as outer:
+    with Outer(cpus=options.cpus) as outer:
         net = Network(outer)
         net.tap(TAP)
         initrd = outer.share / "tools.cpio"

@@ -66,7 +66,9 @@ PROGRESS = {
     "pings": "grep -c seq= /run/ping",
 }
 INTERRUPTS = "cat /proc/interrupts"
-LSPCI = "/bin/lspci -vv 2>/dev/null"
+# Compared in the guest: each character on the console costs an exit or two.
+LSPCI = "/bin/lspci -vv 2>/dev/null >/run/lspci; grep -c ' Device 1af4:10' /run/lspci"
+LSPCI_AGAIN = "/bin/lspci -vv 2>/dev/null | diff /run/lspci -"
 FILL = "dd if=/dev/zero of=/run/fill bs=1M count=96 2>/dev/null; rm /run/fill"  # memory to give back
 BALLOON = "awk '/^balloon_inflate/ {n += $2} /^balloon_deflate/ {n -= $2} END {print n}' /proc/vmstat"
 ENTROPY = "cat /sys/class/misc/hw_random/rng_current; dd if=/dev/hwrng bs=32 count=1 2>/dev/null | sha256sum"
@@ -184,7 +186,7 @@ def live(outer: Outer, net: network.Network, monitor: Monitor, story: Story, con
 
     after = story.after
     after["interrupts"] = console.run(INTERRUPTS)
-    after["lspci"] = console.run(LSPCI)
+    after["lspci"] = console.run(LSPCI_AGAIN)
     after["balloon kept"] = console.run(BALLOON)
     vsock_both_ways(console, net, monitor, story, "after")
     after["idle ended"] = console.wait("[ -e /run/idle-done ]")
@@ -322,9 +324,8 @@ def test_interrupt_lines_are_the_same_and_their_counts_not_lower(story: Story) -
 
 
 def test_lspci_shows_the_same_devices(story: Story) -> None:
-    if story.transport == "pci":
-        assert " Device 1af4:" in story.before["lspci"].text
-    assert story.before["lspci"].text == story.after["lspci"].text
+    assert int(story.before["lspci"].text) == (5 if story.transport == "pci" else 0)
+    assert (story.after["lspci"].code, story.after["lspci"].text) == (0, "")
 
 
 def test_the_guest_shuts_down_cleanly(story: Story) -> None:
