@@ -27,12 +27,12 @@ class Ranges:
     def count(self, start: int, end: int) -> int:
         """Return how many ranges have a part in [start, end)."""
         first, last = self._touching(start, end)
-        return last - first
+        return last - first if start < end else 0
 
     def remove(self, start: int, end: int) -> None:
         """Take a range out."""
         first, last = self._touching(start, end)
-        if first == last:
+        if first == last or start >= end:
             return
         left, right = self._ranges[first][0], self._ranges[last - 1][1]
         self._ranges[first:last] = [

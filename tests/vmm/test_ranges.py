@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from snapkit.vmm.ranges import Ranges
@@ -12,6 +12,7 @@ STEPS = st.lists(st.tuples(st.booleans(), EDGE, EDGE.filter(bool)), max_size=30)
 
 
 @given(steps=STEPS, asked=st.tuples(EDGE, EDGE))
+@example(steps=[(True, 0, 2)], asked=(1, 0))
 def test_what_is_added_and_removed_is_what_a_set_would_hold(steps, asked):
     ranges, model = Ranges(), set[int]()
     for added, start, length in steps:
