@@ -17,7 +17,7 @@ test: setup lint  ## everything but the long lab scenarios; at most 12 minutes o
 	$(call lab,smoke)
 
 test-rest: setup  ## what test-all adds to test
-	$(call lab,lab and not smoke)
+	$(call lab,lab and not smoke and not soak)
 
 # Exit code 75: the emulated host died, not a test (tests/lab/outer.py, OuterDiedError). Said aloud, tried again.
 lab = for try in 1 2 3; do \
