@@ -70,7 +70,7 @@ class CommandConsole:
         """Wait in the guest until the shell's *condition* holds, at most *seconds* by its clock; code 0 if it did."""
         clock = "read -r now rest </proc/uptime; now=${now%.*}"
         loop = f"{clock}; end=$((now + {seconds})); until {condition}; do {clock}; [ $now -gt $end ] && exit 1; sleep 0.2; done"
-        return self.run(loop, timeout=ANSWER_S + 2 * seconds)
+        return self.run(loop, timeout=ANSWER_S + seconds)
 
     def kill(self) -> None:
         """End the guest's job, when it has not ended by itself."""

@@ -10,6 +10,7 @@ story, before the snapshot or after it, and it is not known yet whether that is 
 
 import os
 import re
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -70,7 +71,7 @@ PROGRESS = {
 }
 INTERRUPTS = "cat /proc/interrupts"
 # Compared in the guest: each character on the console costs an exit or two.
-LSPCI = "/bin/lspci -vv 2>/dev/null >/run/lspci; grep -c ' Device 1af4:10' /run/lspci"
+LSPCI = "/bin/lspci -vv 2>/dev/null >/run/lspci; grep -c 'Class.* 1af4:10' /run/lspci"
 LSPCI_AGAIN = "/bin/lspci -vv 2>/dev/null | diff /run/lspci -"
 FILL = "dd if=/dev/zero of=/run/fill bs=1M count=96 2>/dev/null; rm /run/fill"  # memory to give back
 BALLOON = "awk '/^balloon_inflate/ {n += $2} /^balloon_deflate/ {n -= $2} END {print n}' /proc/vmstat"
@@ -102,7 +103,7 @@ def begin(console: CommandConsole, story: Story) -> None:
 def until_at_work(console: CommandConsole, past: dict[str, int], key: dict[str, Answer]) -> None:
     """Wait until each kind of work is a few steps beyond *past*, and note the progress."""
     for name, command in PROGRESS.items():
-        console.wait(f"[ $({command} 2>/dev/null || echo 0) -gt {past.get(name, 0) + 2} ]", seconds=200)
+        console.wait(f"[ $({command} 2>/dev/null || echo 0) -gt {past.get(name, 0) + 2} ]", seconds=90)
     for name, command in PROGRESS.items():
         key[name] = console.run(command)
 
@@ -114,6 +115,18 @@ def rss_kib(outer: Outer, monitor: Monitor) -> int:
     )
     sizes = re.findall(r"VmRSS:\s+(\d+) kB", outer.run(["sh", "-c", program], timeout=60).stdout)
     return max(map(int, sizes), default=0)
+
+
+def autopsy(outer: Outer, monitor: Monitor, console: CommandConsole) -> str:
+    """Tell where the threads of a silent guest's monitor are, and end it; Python tells its stacks as it dies."""
+    threads = (
+        "for task in ${file%cmdline}task/*; do cat $task/comm $task/wchan; echo; cut -d' ' -f3,14,15 $task/stat; done"
+    )
+    program = f"for file in $(grep -l {monitor.control} /proc/[0-9]*/cmdline); do {threads}; done"
+    seen = outer.run(["sh", "-c", f"{program}; sleep 2; {program}"], timeout=60).stdout
+    if console.job.running:
+        console.job.signal(signal.SIGABRT)
+    return f"{seen}\n{console.job.wait().stderr}"
 
 
 def balloon_to(console: CommandConsole, monitor: Monitor, mib: int) -> Answer:
@@ -158,6 +171,9 @@ def tell(outer: Outer, net: network.Network, monitor: Monitor, transport: str) -
     console = CommandConsole(monitor.boot())
     try:
         live(outer, net, monitor, story, console)
+    except SilentGuestError:
+        print(autopsy(outer, monitor, console))
+        raise
     finally:
         console.kill()
         outer.run(["sh", "-c", f"for tap in {TAP} {OTHER_TAP}; do busybox ip link del $tap; done"], timeout=60)
