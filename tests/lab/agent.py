@@ -1,7 +1,8 @@
 """The program that runs jobs inside the outer machine, on the orders of `tests.lab.outer`.
 
-Orders come in and events go out as JSON lines on a virtio-serial port. Orders: `run`, `stdin`, `signal`. Events: `ready`,
-`started`, `exit`, `error`. A job's stdout and stderr are copied into files on the share while it runs.
+Orders come in and events go out as JSON lines on a virtio-serial port. Orders: `run`, `stdin`, `signal`, and `beat`, of
+which nothing but its interrupt is wanted. Events: `ready`, `started`, `exit`, `error`. A job's stdout and stderr are
+copied into files on the share while it runs.
 
 Only the standard library, and little of it: everything is some thirty times slower here. For the same reason output is
 copied in batches through a pipe: each write to the share is a round trip that a job must not wait for.

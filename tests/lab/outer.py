@@ -11,6 +11,9 @@ Surprises: everything takes some thirty times as long as outside, so bounds are 
 inside, so the checkout must not change while a machine runs. Sockets belong into the inside's `/tmp`, not on the share.
 One CPU, on purpose: with two, an interrupt from one of them that meets the other around VMRUN may reach the wrong side of
 it (`OuterDiedError`): the machine died in two of seven runs of busy guests. With one it did in none of six.
+A beat: QEMU's VMRUN sets a bit of the CPU's pending interrupts without the lock that other threads take to set theirs
+(helper_vmrun in target/i386/tcg/sysemu/svm_helper.c), so one of theirs can be lost. Linux waits for its timer's only
+once; an order a second brings an interrupt that has the lost one looked at again.
 QEMU dies with the *thread* that started it (parent-death signal), however that ends: start the machine in the main one.
 """
 
@@ -38,6 +41,8 @@ from tests.lab.cpio import Initramfs
 BOOT_S = 240.0  # 6 to 10 s on an idle machine
 ANSWER_S = 120.0  # for the agent to report what it was due to report
 POLL_S = 0.05
+BEAT_S = 1.0
+MONITOR_S = 10.0  # for QEMU's monitor to answer
 STALE_S = 24 * 3600.0  # a run's folder untouched for so long has no run any more
 
 # Those in the second line are for the guests' devices; vhost_vsock for those of the peer, QEMU.
@@ -48,7 +53,7 @@ _ROOT = "trans=virtio,version=9p2000.L,msize=262144"
 # its story on the console than one that hangs.
 _KERNEL_OPTIONS = (
     "console=ttyS0 loglevel=5 panic=-1 mitigations=off cryptomgr.notests tsc=reliable "
-    "watchdog_thresh=30 softlockup_panic=1 softlockup_all_cpu_backtrace=1"
+    "watchdog_thresh=30 softlockup_panic=1 softlockup_all_cpu_backtrace=1 unknown_nmi_panic"
 )
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -143,7 +148,8 @@ class Job:
         deadline = time.monotonic() + self.timeout + ANSWER_S
         while (end := self._outer._end_of(self)) is None:
             if time.monotonic() > deadline:
-                raise OuterDiedError(f"no end reported: {shlex.join(self.argv)}\n{self._outer.console_tail()}")
+                story = self._outer.autopsy()
+                raise OuterDiedError(f"no end reported: {shlex.join(self.argv)}\n{story}")
             self._outer._await_event()
         return Result(self.argv, end["code"], end["timed_out"], end["seconds"], self.stdout, self.stderr)
 
@@ -169,6 +175,8 @@ class Outer:
         self.boot_s = 0.0
         self._qemu: subprocess.Popen[bytes] | None = None
         self._port: socket.socket | None = None
+        self._monitor: socket.socket | None = None
+        self._sending = threading.Lock()
         self._events = threading.Condition()
         self._started: set[str] = set()
         self._ends: dict[str, dict[str, Any]] = {}
@@ -194,8 +202,9 @@ class Outer:
         if self._qemu is not None:
             self._qemu.kill()
             self._qemu.wait()
-        if self._port is not None:
-            self._port.close()
+        for end in (self._port, self._monitor):
+            if end is not None:
+                end.close()
         if not os.environ.get("SNAPKIT_LAB_KEEP"):
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -260,6 +269,16 @@ class Outer:
             return "--- console of the outer machine\n" + tail(self.console.read_bytes().decode(errors="replace"), 150)
         return "the outer machine has printed nothing"
 
+    def autopsy(self) -> str:
+        """Say what a machine that does not answer is doing, and end it: where its CPUs are, twice, and its kernel's own word."""
+        words = []
+        for order in ("info status", "info lapic", "info registers -a", "info registers -a"):
+            words.append(f"--- {order}\n{self._ask_monitor(order)}")
+            time.sleep(POLL_S)
+        self._ask_monitor("nmi")  # its kernel panics over one that it does not know, wherever the CPU is
+        time.sleep(MONITOR_S)
+        return "\n".join([*words, self.console_tail()])
+
     # Boot
 
     def _boot(self) -> None:
@@ -271,21 +290,23 @@ class Outer:
         self._compile_checkout()
         ours, theirs = socket.socketpair()
         self._port = ours
-        with theirs, (self.folder / "qemu.log").open("wb") as log:
-            command = self._command(kernel, initrd, theirs.fileno())
+        self._monitor, monitor = socket.socketpair()
+        with theirs, monitor, (self.folder / "qemu.log").open("wb") as log:
+            command = self._command(kernel, initrd, theirs.fileno(), monitor.fileno())
             self._qemu = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), monitor.fileno()),
                 start_new_session=True,
             )
         threading.Thread(target=self._listen, args=(ours,), daemon=True).start()
         self._await(lambda: self._ready, BOOT_S, "boot of the outer machine")
         self.boot_s = time.monotonic() - begin
+        threading.Thread(target=self._beat, daemon=True).start()
 
-    def _command(self, kernel: packages.Kernel, initrd: Path, port: int) -> list[str]:
+    def _command(self, kernel: packages.Kernel, initrd: Path, port: int, monitor: int) -> list[str]:
         folders = {"hostroot": ("/", "readonly=on,"), "share": (str(self.share), "")}
         command = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]
         command += ["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", self._cpu]
@@ -296,6 +317,7 @@ class Outer:
         for tag, (path, mode) in folders.items():
             options = f"local,path={_escaped(path)},mount_tag={tag},security_model=none,{mode}multidevs=remap"
             command += ["-virtfs", options]
+        command += ["-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=readline"]
         command += ["-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,fd={port}"]
         command += ["-device", "virtserialport,chardev=agent,name=snapkit.agent"]
         return command
@@ -360,9 +382,30 @@ class Outer:
     def _order(self, **order: object) -> None:
         assert self._port is not None, "the machine is not booted"
         try:
-            self._port.sendall(json.dumps(order).encode() + b"\n")
+            with self._sending:
+                self._port.sendall(json.dumps(order).encode() + b"\n")
         except OSError as error:
             raise OuterDiedError(f"the outer machine is gone: {error}\n{self.console_tail()}") from error
+
+    def _beat(self) -> None:
+        while True:
+            with self._events:
+                if self._events.wait_for(lambda: self._gone, BEAT_S):
+                    return
+            with contextlib.suppress(OuterDiedError):
+                self._order(op="beat")
+
+    def _ask_monitor(self, order: str) -> str:
+        """Give QEMU's monitor an order; its answer, as far as it comes."""
+        assert self._monitor is not None, "the machine is not booted"
+        self._monitor.settimeout(MONITOR_S)
+        said = b""
+        with contextlib.suppress(OSError):
+            self._monitor.sendall(order.encode() + b"\n")
+            while said.count(b"(qemu) ") < 2 and (chunk := self._monitor.recv(65536)):
+                said += chunk
+                self._monitor.settimeout(1.0)
+        return said.partition(b"\n")[2].decode(errors="replace")  # behind the echo
 
     def _listen(self, port: socket.socket) -> None:
         pending = b""
