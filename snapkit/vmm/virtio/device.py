@@ -2,21 +2,9 @@
 
 A transport owns the status machine and calls `activate`, `reset`, `kick`, `read_config` and `write_config`; the device
 answers through the `Interrupt` that the transport bound. A device type subclasses this, names its `kind`, `type_id`
-and `queue_sizes`, and writes `serve`. A usual `serve`, which is bounded and loses no wake-up::
-
-    def serve(self, index: int) -> None:
-        queue = self.queues[index]
-        queue.disarm()
-        for _ in range(queue.state.size):
-            if (chain := queue.pop()) is None:
-                if not queue.arm():
-                    break
-                continue
-            queue.push(chain.head, self._do(chain))
-        else:
-            self.again(index)  # a driver that adds without end is served by turns
-        if queue.should_notify():
-            self.interrupt.queue(index)
+and `queue_sizes`, and writes `serve`, usually by `serve_each`. Those that take chains otherwise loop on their own: a NIC's
+turn is measured in bytes, and takes receive buffers only as packets come; a socket device's ends where its answers find
+no room, and its receive buffers too wait for packets.
 
 Rules: *state* and its queues are changed in place, never replaced. Work that ends later (on another thread, by a loop
 callback) checks `queue.active` under the lock before it touches guest memory, and what `_stopped` is told of must not
@@ -35,7 +23,7 @@ from snapkit.state.spec import virtio as spec
 from snapkit.state.virtio import QueueState, VirtioState
 from snapkit.vmm.loop import Loop
 from snapkit.vmm.memory import GuestMemory
-from snapkit.vmm.virtio.queue import Queue, QueueBroken
+from snapkit.vmm.virtio.queue import Chain, Queue, QueueBroken
 
 S = TypeVar("S", bound=VirtioState)
 
@@ -230,6 +218,25 @@ class VirtioDevice(Generic[S]):
     def serve(self, index: int) -> None:
         """Serve the chains of queue *index*, which is active. May raise QueueBroken."""
         raise NotImplementedError
+
+    def serve_each(self, index: int, do: Callable[[Chain], bool]) -> None:
+        """Give *do* every chain of queue *index*, for one turn that is bounded and loses no wake-up.
+
+        *do* returns each chain by `Queue.push`, now or later, or takes it back by `Queue.undo_pop`. It ends the turn by
+        returning False, and then sees to it that there is another: by `again`, or once what it waits for is there.
+        """
+        queue = self.queues[index]
+        queue.disarm()
+        for _ in range(queue.state.size):
+            if (chain := queue.pop()) is None:
+                if not queue.arm():
+                    break
+            elif not do(chain):
+                break
+        else:
+            self.again(index)  # a driver that adds without end is served by turns
+        if queue.should_notify():
+            self.interrupt.queue(index)
 
     def _workable(self, features: int) -> bool:
         """Return whether *features*, all of them offered, have what each of them requires."""

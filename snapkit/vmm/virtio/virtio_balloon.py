@@ -133,22 +133,16 @@ class VirtioBalloon(VirtioDevice[VirtioBalloonState]):
         role = self._role(index)
         if role is None:
             return
-        queue = self.queues[index]
-        queue.disarm()
-        work = _TURN_WORK
-        for _ in range(queue.state.size):
-            if (chain := queue.pop()) is None:
-                if not queue.arm():
-                    break
-                continue
+        queue, work = self.queues[index], _TURN_WORK
+
+        def do(chain: Chain) -> bool:
+            nonlocal work
             work -= role(queue, chain) + _CHAIN_WORK
             if work <= 0:
                 self.again(index)
-                break
-        else:
-            self.again(index)
-        if queue.should_notify():
-            self.interrupt.queue(index)
+            return work > 0
+
+        self.serve_each(index, do)
 
     def _role(self, index: int) -> _Role | None:
         roles: list[_Role] = [self._inflate, self._deflate]

@@ -215,19 +215,15 @@ class VirtioBlock(VirtioDevice[VirtioBlockState]):
 
     def serve(self, index: int) -> None:
         """Take requests; answer at once what can be, hand the rest to the worker."""
-        queue = self.queues[index]
-        queue.disarm()
-        room = INLINE_LEN
-        for _ in range(queue.state.size):
-            if (chain := queue.pop()) is None:
-                if not queue.arm():
-                    break
-                continue
+        queue, room = self.queues[index], INLINE_LEN
+
+        def take(chain: Chain) -> bool:
+            nonlocal room
             request = self._parse(chain)
             if not self.limiter.take(1, request.length):
                 queue.undo_pop()
                 self._retry_later()
-                break
+                return False
             if request.operation is None:
                 self._answer(request)
             elif request.inline is not None and room >= request.length and self._read_now(request, *request.inline):
@@ -238,10 +234,9 @@ class VirtioBlock(VirtioDevice[VirtioBlockState]):
                 if self._in_flight > queue.state.size:
                     raise QueueBroken(f"{self._in_flight} requests in flight in a queue of {queue.state.size}")
                 self.backend.worker.submit(request)
-        else:
-            self.again(index)
-        if queue.should_notify():
-            self.interrupt.queue(index)
+            return True
+
+        self.serve_each(index, take)
 
     def _parse(self, chain: Chain) -> Request:
         """Make a request of *chain*: one to be done, or one whose status says already what came of it."""

@@ -14,7 +14,7 @@ from snapkit.state.virtio_rng import VirtioRngState, invariants
 from snapkit.units import KIB
 from snapkit.vmm.memory import GuestMemory
 from snapkit.vmm.virtio.device import VirtioDevice, fresh_queues
-from snapkit.vmm.virtio.queue import scatter, writable_len
+from snapkit.vmm.virtio.queue import Chain, scatter, writable_len
 
 FILL_LEN = 64 * KIB
 
@@ -44,24 +44,18 @@ class VirtioRng(VirtioDevice[VirtioRngState]):
 
     def serve(self, index: int) -> None:
         """Fill what the driver made available."""
-        queue = self.queues[index]
-        queue.disarm()
-        budget = FILL_LEN
-        for _ in range(queue.state.size):
-            if (chain := queue.pop()) is None:
-                if not queue.arm():
-                    break
-                continue
+        queue, budget = self.queues[index], FILL_LEN
+
+        def fill(chain: Chain) -> bool:
+            nonlocal budget
             written = scatter(chain.writable, self._urandom(min(writable_len(chain), budget)))
             queue.push(chain.head, written)
             budget -= written
             if not budget:
                 self.again(index)
-                break
-        else:
-            self.again(index)
-        if queue.should_notify():
-            self.interrupt.queue(index)
+            return bool(budget)
+
+        self.serve_each(index, fill)
 
 
 def fresh_state() -> VirtioRngState:

@@ -4,7 +4,7 @@ from snapkit.state.spec.virtio import BASE_FEATURES
 from snapkit.state.virtio_rng import VirtioRngState
 from snapkit.vmm.memory import GuestMemory
 from snapkit.vmm.virtio.device import VirtioDevice, fresh_queues
-from snapkit.vmm.virtio.queue import gather, readable_len, scatter
+from snapkit.vmm.virtio.queue import Chain, gather, readable_len, scatter
 
 EXTRA = 1 << 40
 """VIRTIO_F_RING_RESET, which the echo device offers besides what all do."""
@@ -33,17 +33,12 @@ class Echo(VirtioDevice[VirtioRngState]):
 
     def serve(self, index: int) -> None:
         queue = self.queues[index]
-        queue.disarm()
-        for _ in range(queue.state.size):
-            if (chain := queue.pop()) is None:
-                if not queue.arm():
-                    break
-                continue
+
+        def echo(chain: Chain) -> bool:
             queue.push(chain.head, scatter(chain.writable, gather(chain.readable, readable_len(chain))))
-        else:
-            self.again(index)
-        if queue.should_notify():
-            self.interrupt.queue(index)
+            return True
+
+        self.serve_each(index, echo)
 
     def _activated(self) -> None:
         self.told.append("activated")
