@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from snapkit.vmm.parts.fresh import Transport
 from tests.kvm.harness import Census, need_kvm
+from tests.kvm.virtio_bench import CONTENT, TRANSPORTS, Bench, bench_of, disk
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -36,3 +38,24 @@ def _switch_interval() -> Iterator[None]:
 def census(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Census:
     """What this process holds; ask it again later."""
     return Census(monkeypatch, str(tmp_path))
+
+
+@pytest.fixture(params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest) -> Transport:
+    found: Transport = request.param
+    return found
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A disk image of CONTENT."""
+    path = tmp_path / "disk.img"
+    path.write_bytes(CONTENT)
+    return path
+
+
+@pytest.fixture
+def block(transport: Transport, tmp_path: Path, image: Path) -> Iterator[Bench]:
+    """A machine with the disk *image*."""
+    with bench_of(transport, tmp_path, disk(image)) as bench:
+        yield bench

@@ -49,11 +49,6 @@ def get(sock: str, target: str) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(params=["pci", "mmio"])
-def transport(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
-
 @pytest.fixture
 def sock(tmp_path: Path) -> str:
     return str(tmp_path / "c.sock")

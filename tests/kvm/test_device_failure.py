@@ -38,7 +38,6 @@ MEMORY = 4 * MIB
 STEP = 5
 SEED = 20
 EIO = re.compile("EIO|Input/output error")
-TRANSPORTS: list[Transport] = ["pci", "mmio"]
 SLICES = [pytest.param(False, id="slice"), pytest.param(True, id="every-call", marks=pytest.mark.soak)]
 
 
@@ -97,12 +96,6 @@ def right(text: str) -> None:
     assert "failed" not in text, text
     found = sums_of(text)
     assert found == list(islice(device_sums(), len(found)))
-
-
-@pytest.fixture(params=TRANSPORTS)
-def transport(request: pytest.FixtureRequest) -> Transport:
-    found: Transport = request.param
-    return found
 
 
 @pytest.fixture

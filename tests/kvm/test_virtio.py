@@ -14,54 +14,31 @@ import pytest
 
 from snapkit.vmm.parts.fresh import Asked, Transport
 from tests.kvm.virtio_bench import (
+    CONTENT,
     F_FLUSH,
     FLUSH,
     GET_ID,
     IN,
     LINE_VECTOR,
     OUT,
+    SECTORS,
     TRANSPORTS,
     Bench,
     bench_of,
-    disk,
+    sector,
     step_names,
 )
 from tests.vmm.virtio.registers import NEEDS_RESET, VERSION_1, PciRegisters
 
-SECTORS = 64
 EVENT_IDX, INDIRECT = 1 << 29, 1 << 28
 TYPES = {"virtio-block": 2, "virtio-rng": 4, "virtio-balloon": 5, "virtio-vsock": 19}
-CONTENT = random.Random(5).randbytes(SECTORS * 512)
 RNG = Asked("virtio-rng", "rng")
-
-
-@pytest.fixture(params=TRANSPORTS)
-def transport(request: pytest.FixtureRequest) -> Transport:
-    found: Transport = request.param
-    return found
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.img"
-    path.write_bytes(CONTENT)
-    return path
-
-
-@pytest.fixture
-def block(transport: Transport, tmp_path: Path, image: Path) -> Iterator[Bench]:
-    with bench_of(transport, tmp_path, disk(image)) as bench:
-        yield bench
 
 
 @pytest.fixture
 def rng(transport: Transport, tmp_path: Path) -> Iterator[Bench]:
     with bench_of(transport, tmp_path, RNG) as bench:
         yield bench
-
-
-def sector(number: int, count: int = 1) -> bytes:
-    return CONTENT[512 * number : 512 * (number + count)]
 
 
 # Negotiation

@@ -1,7 +1,6 @@
 """virtio under KVM, where it touches the host: memory that is given back, sockets, and the files of disks."""
 
 import os
-import random
 import socket
 import struct
 from collections.abc import Iterator
@@ -16,34 +15,7 @@ from snapkit.vmm.parts.fresh import Asked, Transport
 from tests.kvm.commands import finished
 from tests.kvm.harness import Census
 from tests.kvm.poker import Poker
-from tests.kvm.virtio_bench import F_FLUSH, IN, OUT, TRANSPORTS, Bench, bench_of, disk
-
-SECTORS = 64
-CONTENT = random.Random(5).randbytes(SECTORS * 512)
-
-
-@pytest.fixture(params=TRANSPORTS)
-def transport(request: pytest.FixtureRequest) -> Transport:
-    found: Transport = request.param
-    return found
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "disk.img"
-    path.write_bytes(CONTENT)
-    return path
-
-
-@pytest.fixture
-def block(transport: Transport, tmp_path: Path, image: Path) -> Iterator[Bench]:
-    with bench_of(transport, tmp_path, disk(image)) as bench:
-        yield bench
-
-
-def sector(number: int, count: int = 1) -> bytes:
-    return CONTENT[512 * number : 512 * (number + count)]
-
+from tests.kvm.virtio_bench import CONTENT, F_FLUSH, IN, OUT, Bench, bench_of, disk, sector
 
 # Balloon
 

@@ -11,6 +11,7 @@ The guest's RAM is reached through whichever machine there is: drivers go on aft
 """
 
 import copy
+import random
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +40,14 @@ QUEUE_SIZE = 16
 RAM_LEN = 4 * MIB
 IN, OUT, FLUSH, GET_ID = 0, 1, 4, 8
 F_FLUSH = 1 << 9
+SECTORS = 64
+CONTENT = random.Random(5).randbytes(SECTORS * 512)
+"""What the fixture *image* holds."""
+
+
+def sector(number: int, count: int = 1) -> bytes:
+    """*count* sectors of CONTENT."""
+    return CONTENT[512 * number : 512 * (number + count)]
 
 
 def disk(path: PathLike[str], **values: Any) -> Asked:

@@ -10,19 +10,10 @@ from snapkit.errors import InternalError
 from snapkit.state.codec import encode
 from snapkit.state.spec.virtio import BASE_FEATURES
 from snapkit.state.virtio import invariants
-from snapkit.units import MIB
-from snapkit.vmm.memory import GuestMemory
 from snapkit.vmm.virtio.device import fresh_queues
 from snapkit.vmm.virtio.queue import Queue
 from tests.vmm.virtio.driver import EVENT_IDX, VERSION_1, drive
 from tests.vmm.virtio.echo import EXTRA, Echo, echo_state
-
-
-@pytest.fixture
-def memory():
-    made = GuestMemory([(0, 4 * MIB)])
-    yield made
-    made.close()
 
 
 @pytest.fixture

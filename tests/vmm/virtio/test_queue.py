@@ -27,13 +27,6 @@ RAM = [(0, MIB), (4 * GIB, 256 * KIB)]
 BASE = 0x1000
 
 
-@pytest.fixture
-def memory():
-    made = GuestMemory(RAM)
-    yield made
-    made.close()
-
-
 def joined(memory, size=8, *, max_size=None, event_idx=False, indirect=False, base=BASE):
     """A started queue and the driver at its other end."""
     queue = Queue(QueueState(max_size=max_size or size, size=max_size or size), memory)

@@ -27,11 +27,9 @@ S = 10**9
 
 
 @pytest.fixture
-def memory():
-    made = GuestMemory(RAM)
-    made.seal()
-    yield made
-    made.close()
+def memory(memory):
+    memory.seal()
+    return memory
 
 
 @pytest.fixture

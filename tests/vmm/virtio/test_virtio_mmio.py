@@ -11,7 +11,6 @@ from snapkit.state.virtio_mmio import VirtioMmioState, agrees, invariants
 from snapkit.units import MIB, Gsi
 from snapkit.vmm.bus import Bus
 from snapkit.vmm.interrupt_table import InterruptTable
-from snapkit.vmm.memory import GuestMemory
 from snapkit.vmm.resource_allocator import ResourceAllocator
 from snapkit.vmm.virtio.virtio_mmio import VirtioMmio, VirtioMmioArgs
 from tests.vmm.virtio.driver import Driver
@@ -106,13 +105,6 @@ class Bench:
         for index in rang:
             self.device.kick(index)
         return rang
-
-
-@pytest.fixture
-def memory():
-    made = GuestMemory(RAM)
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import struct
 import threading
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -170,13 +170,6 @@ class Card:
                 parts.append(self.rx.answer(head)[:written])
             found.append(b"".join(parts))
         return found
-
-
-@pytest.fixture
-def memory() -> Iterator[GuestMemory]:
-    made = GuestMemory([(0, 4 * MIB)])
-    yield made
-    made.close()
 
 
 @pytest.fixture

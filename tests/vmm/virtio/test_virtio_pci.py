@@ -9,20 +9,12 @@ from snapkit.errors import HostError, InternalError
 from snapkit.state.codec import encode
 from snapkit.state.virtio_pci import VirtioPciState, agrees, invariants
 from snapkit.units import MIB
-from snapkit.vmm.memory import GuestMemory
 from snapkit.vmm.virtio.pci_layout import fresh
 from tests.vmm.virtio.echo import Echo, echo_state
 from tests.vmm.virtio.pci_bench import BAR0, COMMON, CONFIG, ELSEWHERE, GSIS, ISR, NOTIFY, PBA, TABLE, Bench
 
 RAM = [(0, MIB)]
 VERSION_1, RING_RESET = 1 << 32, 1 << 40
-
-
-@pytest.fixture
-def memory():
-    made = GuestMemory(RAM)
-    yield made
-    made.close()
 
 
 @pytest.fixture

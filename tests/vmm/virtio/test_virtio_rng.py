@@ -13,6 +13,7 @@ from snapkit.vmm.virtio.virtio_rng import FILL_LEN, RngArgs, VirtioRng, fresh_st
 from tests.vmm.virtio.driver import drive
 
 RAM_LEN = 4 * MIB
+RAM = [(0, RAM_LEN)]
 
 
 class Source:
@@ -24,13 +25,6 @@ class Source:
     def __call__(self, length: int) -> bytes:
         self.draws.append(length)
         return bytes([len(self.draws) % 255 + 1]) * length
-
-
-@pytest.fixture
-def memory():
-    made = GuestMemory([(0, RAM_LEN)])
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -156,7 +150,7 @@ def test_device_has_no_configuration_and_bears_every_access(device):
 @settings(max_examples=150, deadline=None)
 @given(rings=st.binary(min_size=0, max_size=600), index=st.integers(0, 0xFFFF), size=st.sampled_from([1, 4, 256]))
 def test_random_rings_never_raise_and_never_leave_ram(rings, index, size):
-    memory = GuestMemory([(0, RAM_LEN)])
+    memory = GuestMemory(RAM)
     try:
         source = Source()
         device = VirtioRng.restore(fresh_state(), RngArgs(memory, source))
