@@ -92,6 +92,10 @@ class Tap:
             fd, self.fd = self.fd, -1
             host.close(fd)
 
+    def withdraw(self) -> None:
+        """Close: the interface is the operator's."""
+        self.close()
+
 
 def _check_name(name: str, who: str) -> None:
     # Linux's dev_valid_name, but for characters that no one should have to print.

@@ -134,6 +134,10 @@ class VsockHost:
         self.detach()
         self._listener.close()
 
+    def withdraw(self) -> None:
+        """Close, which takes the socket's name away too."""
+        self.close()
+
     def rest(self) -> None:
         """Look at no socket until `go_on`; idempotent."""
         self._resting = True

@@ -76,8 +76,12 @@ class Board:
     def unclaim(self, section: SectionId) -> None:
         """Close the host end of *section*, if it has one."""
         end = self.hosts.pop(section, None)
-        if end is not None:
-            getattr(end, "close" if self._used else "withdraw", end.close)()
+        if end is None:
+            return
+        if self._used:
+            end.close()
+        else:
+            end.withdraw()
 
     # Parts
 

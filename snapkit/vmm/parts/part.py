@@ -66,13 +66,15 @@ class Part:
 
 
 class HostEnd(Protocol):
-    """Something of the host's that a device needs: owned by the board, which closes it.
+    """Something of the host's that a device needs: owned by the board, which closes it."""
 
-    One that made something for its machine, a file say, has a method ``withdraw`` too: it closes, and takes back what
-    was made. It is called instead where the machine neither ran nor was saved.
-    """
+    def close(self) -> None:
+        """Let go of it; harmless twice."""
+        ...
 
-    def close(self) -> None: ...
+    def withdraw(self) -> None:
+        """Close, and take back what was made for the machine, a file say: it neither ran nor was saved."""
+        ...
 
 
 class Stopper(Protocol):

@@ -186,6 +186,9 @@ class PaperTap:
             host.close(self.fd)
             self.fd = -1
 
+    def withdraw(self) -> None:
+        self.close()
+
 
 # Memory
 
