@@ -14,11 +14,13 @@ import msgspec
 from msgspec import Meta
 
 from snapkit.errors import Finding
-from snapkit.state.schema import U8, U64, State, doc, schema
+from snapkit.state.schema import U8, U64, SectionId, State, doc, schema
 from snapkit.state.spec import msix, pci
 from snapkit.state.spec.pci import Command, HeaderType, MemoryBar, Status
 
 CONFIG_LEN = 256
+HOST_BRIDGE = SectionId("pci-function", "host-bridge")
+"""The section of the function in slot 0, which belongs to no device."""
 
 
 class BarState(State):

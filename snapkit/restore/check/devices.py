@@ -9,7 +9,7 @@ from snapkit.restore.check.sections import Findings, Sections, each, get
 from snapkit.restore.pages import Pages
 from snapkit.state import pci_msix, virtio_mmio, virtio_pci
 from snapkit.state.memory_layout import MemoryLayoutState
-from snapkit.state.pci_function import PciFunctionState, register
+from snapkit.state.pci_function import HOST_BRIDGE, PciFunctionState, register
 from snapkit.state.pci_msix import PciMsixState
 from snapkit.state.pci_segment import PciSegmentState
 from snapkit.state.resource_allocator import ClaimState, ResourceAllocatorState, shown
@@ -21,7 +21,6 @@ from snapkit.state.virtio_mmio import VirtioMmioState
 from snapkit.state.virtio_pci import VirtioPciState
 from snapkit.state.vmgenid import GENERATION_LEN, VmgenidState
 
-HOST_BRIDGE = "host-bridge"
 _PCI_SECTIONS = ("virtio-pci", "pci-function", "pci-msix")
 _VIRTIO_BAR = (0, 64, 0x8_0000)
 """Index, width and length of the one BAR of a virtio function."""
@@ -45,9 +44,11 @@ def devices_complete(sections: Sections, _pages: Pages) -> Findings:
     for kind, instance in sections:
         if kind in spec.TYPE_IDS or kind in {*_PCI_SECTIONS, "virtio-mmio"}:
             found.setdefault(instance, set()).add(kind)
-    bridge_kinds = found.pop(HOST_BRIDGE, set())
-    if bridge_kinds - {"pci-function"}:
-        yield Finding(HOST_BRIDGE, "", f"the id of {sorted(bridge_kinds)}", "the id of the host bridge alone", rule)
+    bridge_kinds = found.pop(HOST_BRIDGE.instance, set())
+    if bridge_kinds - {HOST_BRIDGE.kind}:
+        yield Finding(
+            HOST_BRIDGE.instance, "", f"the id of {sorted(bridge_kinds)}", "the id of the host bridge alone", rule
+        )
     for instance, kinds in found.items():
         devices, rest = sorted(kinds & set(spec.TYPE_IDS)), kinds - set(spec.TYPE_IDS)
         if len(devices) != 1:
@@ -59,12 +60,12 @@ def devices_complete(sections: Sections, _pages: Pages) -> Findings:
     if len(transports) > 1:
         yield Finding("machine/0", "", "on two transports", "on one", rule)
     segments = sorted(instance for kind, instance in sections if kind == "pci-segment")
-    bridge = get(sections, "pci-function", HOST_BRIDGE, PciFunctionState)
+    bridge = get(sections, *HOST_BRIDGE, PciFunctionState)
     functions = any(kind == "pci-function" for kind, _ in sections)
     if segments != (["0"] if functions else []):
         yield Finding("pci-segment", "", f"there as {segments}", "there once as 0, where there are functions", rule)
     if functions and (bridge is None or bridge.slot):
-        yield Finding(f"pci-function/{HOST_BRIDGE}", "slot", "missing or elsewhere", "0", rule)
+        yield Finding(str(HOST_BRIDGE), "slot", "missing or elsewhere", "0", rule)
     for section, _state in each(sections, PciSegmentState):
         if "virtio-mmio" in transports:
             yield Finding(str(section), "", "there", "absent: devices are on virtio-mmio", rule)
@@ -118,7 +119,7 @@ def _of(claim: ClaimState) -> _Claim:
 def _claims(sections: Sections) -> Iterator[_Claim]:
     """Give every claim that the devices' own States tell of."""
     for section, function in each(sections, PciFunctionState):
-        if function.slot or section.instance != HOST_BRIDGE:
+        if function.slot or section != HOST_BRIDGE:
             yield _Claim("pci-slot", function.slot, 1, str(section))
         for bar in function.bars:
             yield _Claim(_window(bar.address, bar.length), bar.address, bar.length, str(section))

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from snapkit.errors import ConfigError
 from snapkit.state.i8042 import I8042State
 from snapkit.state.interrupt_table import InterruptTableState, LineState
+from snapkit.state.pci_function import HOST_BRIDGE
 from snapkit.state.resource_allocator import PoolState
 from snapkit.state.schema import SectionId, State
 from snapkit.state.serial_16550 import SerialState
@@ -26,7 +27,6 @@ KEYBOARD = SectionId("i8042", "0")
 CLAIMS = SectionId("resource-allocator", "0")
 INTERRUPTS = SectionId("interrupt-table", "0")
 GENERATION = SectionId("vmgenid", "0")
-HOST_BRIDGE = SectionId("pci-function", "host-bridge")
 
 POOLS = (
     PoolState(pool="gsi-legacy", start=layout.GSI_LEGACY.start, length=len(layout.GSI_LEGACY)),

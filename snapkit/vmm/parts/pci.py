@@ -1,6 +1,6 @@
 """The PCI segment, its functions and their vectors as parts."""
 
-from snapkit.state.pci_function import PciFunctionState
+from snapkit.state.pci_function import HOST_BRIDGE, PciFunctionState
 from snapkit.state.pci_msix import PciMsixState
 from snapkit.state.pci_segment import PciSegmentState
 from snapkit.state.schema import SectionId, State
@@ -12,7 +12,6 @@ from snapkit.vmm.pci.pci_msix import PciMsix, PciMsixArgs
 from snapkit.vmm.pci.pci_segment import PciSegment, PciSegmentArgs
 
 SEGMENT = SectionId(PciSegment.kind, "0")
-HOST_BRIDGE = SectionId(PciFunction.kind, "host-bridge")
 _NOT_FOR_BARS = range(layout.VIRTIO_MMIO_START, layout.MMIO32_END)
 """Outside of what firmware tells of the root's windows: the slots of memory-mapped devices."""
 
