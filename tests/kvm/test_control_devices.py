@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from snapkit.errors import IncompatibleHost
+from snapkit.errors import ConfigError, IncompatibleHost
 from snapkit.units import MIB
+from snapkit.vmm.backends.disk import DiskOptions, open_disk
 from snapkit.vmm.parts.fresh import Asked
 from tests.guests.build import guest
 from tests.guests.device_lines import device_sums
@@ -76,6 +77,31 @@ def test_a_disk_moves_to_a_copy_under_its_guest_and_the_first_image_is_let_go(tm
         right(rig.tape.text)
     with pytest.raises(IncompatibleHost, match=r"disk root is not as it was saved"), restored(str(tmp_path / "m.snap")):
         pass  # the guest went on writing to second.img behind the snapshot
+
+
+def test_a_disk_takes_its_own_image_again_under_its_guest_and_keeps_the_lock(tmp_path, sock, transport):
+    first = str(tmp_path / "first.img")
+    with (
+        booted(guest("devices"), memory=MEMORY, devices=devices(tmp_path), transport=transport) as rig,
+        driven(rig.run(), sock),
+    ):
+        rounds(rig)
+        assert ask(sock, "PATCH", "/drives/root", {"drive_id": "root", "path_on_host": first}).status == 204
+        rounds(rig)
+        os.truncate(first, 2 * MIB)
+        assert ask(sock, "PATCH", "/drives/root", {"path_on_host": first}).status == 204
+        told = get(sock, "/drives/root")
+        assert (told["path_on_host"], told["capacity"]) == (first, 2 * MIB)
+        with pytest.raises(ConfigError, match="is in use by this process"):
+            open_disk(DiskOptions("other", first))
+        rounds(rig, 3)
+        assert ask(sock, "PATCH", "/vm", {"state": "Paused"}).status == 204
+        assert snapshot(sock, tmp_path / "m.snap").status == 204
+        before = rig.tape.text
+    with restored(str(tmp_path / "m.snap")) as again:
+        again.run()
+        again.serve_until(f"io {before.count('sum ') + 3} ")
+        right(before + again.tape.text)
 
 
 def test_a_snapshot_names_the_image_that_the_disk_has_now(tmp_path, sock):

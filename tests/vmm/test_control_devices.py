@@ -166,6 +166,32 @@ def test_a_drive_gets_another_image_and_lets_go_of_the_first(rig):
     assert (state.capacity, state.host.layers[0].path) == (512, second)
 
 
+def test_a_drive_takes_its_own_image_again_as_it_is_now_under_any_name(rig):
+    first, link = str(rig.folder / "disk.img"), str(rig.folder / "link.img")
+    os.symlink(first, link)
+    for path, sectors in ((first, 512), (link, 64)):
+        os.truncate(first, sectors * 512 + 100)
+        before = sorted(os.listdir("/proc/self/fd"))
+        assert rig.ask("PATCH", "/drives/block", {"path_on_host": path}) == Reply(204)
+        assert sorted(os.listdir("/proc/self/fd")) == before
+        told = rig.get("/drives/block")
+        assert (told["path_on_host"], told["capacity"]) == (path, sectors * 512)
+        assert locked(first)
+    rig.whole.board.pause()
+    rig.whole.board.prepare_save()
+    state: Any = rig.whole.board.save()[DISK]
+    assert (state.capacity, state.host.layers[0].path, state.host.layers[0].length) == (64, link, 64 * 512 + 100)
+
+
+def test_a_drives_own_image_that_became_too_short_changes_nothing(rig):
+    before = rig.get("/drives/block")
+    os.truncate(before["path_on_host"], 511)
+    code, message = rig.told("/drives/block", {"path_on_host": before["path_on_host"]})
+    assert (code, "511 bytes" in message) == (2, True)
+    assert rig.get("/drives/block") == before
+    assert locked(before["path_on_host"])
+
+
 @pytest.mark.parametrize("name", ["/nowhere/x.img", "", ".", "with\0zero", "\ud800"])
 def test_an_image_that_cannot_be_opened_changes_nothing(rig, name):
     before = rig.get("/drives/block")

@@ -68,7 +68,7 @@ class RawImage:
     def __init__(self, fd: int, file_len: int) -> None:
         self._fd = fd
         self._sync_failed = 0
-        self.length = file_len >> SECTOR_SHIFT << SECTOR_SHIFT
+        self.length = _whole_sectors(file_len)
 
     def read(self, offset: int, spans: Spans) -> None:
         """Fill *spans* from *offset*."""
@@ -136,6 +136,30 @@ class Disk:
         except HostError as error:
             error.add_note(f"saving disk {self.id}, {self._layers[-1].path}")
             raise
+
+    def is_at(self, path: str) -> bool:
+        """Return whether *path* names the disk's last file, by whatever name. Raises ConfigError for what is no path."""
+        _check_path(self.id, path)
+        try:
+            there = host.stat_path(path)
+        except HostError:  # to open it will fail too, and say why
+            return False
+        last = host.fstat(self._layers[-1].fd)
+        return (there.st_dev, there.st_ino) == (last.st_dev, last.st_ino)
+
+    def refresh(self, path: str) -> DiskHostState:
+        """Take the files as they are now, the last of them by the name *path*, and describe them; locks stay as they are.
+
+        The worker has nothing to do. Raises ConfigError when an image has become too short, HostError; then nothing has
+        changed.
+        """
+        layers = [*self._layers[:-1], self._layers[-1]._replace(path=path)]
+        described = [_identity(layer) for layer in layers]
+        if isinstance(self.image, RawImage):  # an overlay's length never changes
+            _check_length(self.id, path, described[0].length)
+            self.image.length = _whole_sectors(described[0].length)
+        self._layers = layers
+        return DiskHostState(layers=described, readonly=self.readonly)
 
     def close(self) -> None:
         """Stop the worker once it is done, and let go of files and locks; harmless twice."""
@@ -249,13 +273,17 @@ def _open_layers(ident: str, wanted: list[tuple[str, str]], *, readonly: bool, f
     return layers
 
 
-def _open(ident: str, path: str, flags: int) -> int:
+def _check_path(ident: str, path: str) -> None:
     try:
         path.encode()
     except UnicodeEncodeError as error:
         raise ConfigError(f"disk {ident}: the path {path!r} is no text, so no snapshot could name it") from error
     if not path or "\0" in path or len(path) > _PATH_MAX:
         raise ConfigError(f"disk {ident}: {path[:80]!r} is no path")
+
+
+def _open(ident: str, path: str, flags: int) -> int:
+    _check_path(ident, path)
     try:
         return host.open_fd(path, flags | os.O_NONBLOCK)
     except HostError as error:
@@ -264,12 +292,20 @@ def _open(ident: str, path: str, flags: int) -> int:
         raise
 
 
+def _whole_sectors(length: int) -> int:
+    return length >> SECTOR_SHIFT << SECTOR_SHIFT
+
+
+def _check_length(ident: str, path: str, length: int) -> None:
+    if not 0 < length >> SECTOR_SHIFT <= CAPACITY_MAX:
+        raise _Unusable(ident, f"{path} has {length} bytes, must have at least {SECTOR_LEN}")
+
+
 def _assemble(ident: str, layers: list[_Layer], directory: str | None, *, readonly: bool, files: ExitStack) -> Disk:
     """Stack the open *layers*, make a new overlay in *directory* if one is given, and hand *files* over to the disk."""
     image: Image
     image = RawImage(layers[0].fd, host_io.seek_end(layers[0].fd))
-    if not 0 < image.length >> SECTOR_SHIFT <= CAPACITY_MAX:
-        raise _Unusable(ident, f"{layers[0].path} has {image.length} bytes, must have at least {SECTOR_LEN}")
+    _check_length(ident, layers[0].path, image.length)
     for layer in layers[1:]:
         image = _lay(layer, image, files)
     created = None

@@ -74,19 +74,27 @@ class BlockPart(DevicePart):
         asked = self.decoded(body, DriveUpdate)
         self.require_id(asked.drive_id, self._section.instance)
         if asked.path_on_host is not None:
-            readonly = self._disk.state.host.readonly
-            end = open_disk(DiskOptions(id=self._section.instance, path=asked.path_on_host, readonly=readonly))
-            try:
-                with self._site.vm.lock:
-                    old = self._disk.replace(end)
-            except BaseException:
-                end.withdraw()
-                raise
-            self._site.exchange(self._section, end)
-            old.close()
+            self._open(asked.path_on_host)
         if asked.rate_limiter is not None:
             with self._site.vm.lock:
                 self._disk.limit(asked.rate_limiter)
+
+    def _open(self, path: str) -> None:
+        """Exchange the disk for the image *path*; or look at its own file again, which is never without its lock."""
+        present: Disk = self._site.host(self._section)
+        if present.is_at(path):
+            with self._site.vm.lock:
+                self._disk.refresh(path)
+            return
+        end = open_disk(DiskOptions(id=self._section.instance, path=path, readonly=present.readonly))
+        try:
+            with self._site.vm.lock:
+                old = self._disk.replace(end)
+        except BaseException:
+            end.withdraw()
+            raise
+        self._site.exchange(self._section, end)
+        old.close()
 
 
 def build(section: SectionId, state: State, site: Site) -> BlockPart:

@@ -28,7 +28,7 @@ from snapkit.state.codec import adopted
 from snapkit.state.spec import virtio as virtio_spec
 from snapkit.state.spec import virtio_block as spec
 from snapkit.state.spec.virtio_block import SECTOR_SHIFT
-from snapkit.state.virtio_block import VirtioBlockState, invariants
+from snapkit.state.virtio_block import DiskHostState, VirtioBlockState, invariants
 from snapkit.units import MIB
 from snapkit.vmm.loop import Loop
 from snapkit.vmm.memory import GuestMemory
@@ -201,10 +201,17 @@ class VirtioBlock(VirtioDevice[VirtioBlockState]):
                 loop.unwatch(old.worker.done_fd)
             old.worker.stop()
         self.backend = backend
-        self.state.host = described
-        self._use_backend()
-        self.resync()
+        self._describe(described)
         return old
+
+    def refresh(self, path: str) -> None:
+        """Take the disk's files as they are now, the last of them by the name *path*, once what is in flight is done.
+
+        The driver is told when the capacity is another. Raises ConfigError, HostError; then nothing has changed.
+        """
+        self.backend.worker.drain()
+        self._complete()
+        self._describe(self.backend.refresh(path))
 
     def limit(self, config: LimitConfig) -> None:
         """Set the rate limits that *config* names."""
@@ -402,6 +409,12 @@ class VirtioBlock(VirtioDevice[VirtioBlockState]):
         backend = self.backend
         self._capacity = min(self.state.capacity, backend.capacity)
         self._readonly = backend.readonly or bool(self.state.offered & spec.VIRTIO_BLK_F_RO)
+
+    def _describe(self, found: DiskHostState) -> None:
+        """Take what the backend is now."""
+        self.state.host = found
+        self._use_backend()
+        self.resync()
 
     def _resize(self) -> None:
         self.state.capacity = self.backend.capacity

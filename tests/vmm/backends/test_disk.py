@@ -383,6 +383,17 @@ def test_withdrawn_disk_takes_its_new_overlay_away(image):
     assert len(os.listdir("over")) == 1
 
 
+def test_an_overlay_that_is_looked_at_again_stays_one(image, ram):
+    disk = open_disk(DiskOptions(id="root", path=image, overlay="over"))
+    write(disk, ram, 512, b"new")
+    before = disk.describe()
+    assert (disk.is_at(before.layers[-1].path), disk.is_at(image)) == (True, False)
+    assert disk.refresh(before.layers[-1].path) == before
+    assert read(disk, ram, 512, 3) == b"new"
+    disk.withdraw()
+    assert os.listdir("over") == []
+
+
 # Faults
 
 
