@@ -116,7 +116,9 @@ class Machine:
         )
         memory = self._memory = GuestMemory(regions)
         self._use_memory(memory)
-        entry = platform.load_guest(memory, config, fresh)
+        entry = platform.load_guest(
+            memory, fresh, kernel=config.kernel, initrd=config.initrd, cmdline=config.cmdline, vcpus=config.vcpus
+        )
         for kind in platform.CHIPS:
             self.construct(SectionId(kind, "0"), None)
         leaves = platform.profile(self._need_vm(), config.cpu)

@@ -77,23 +77,9 @@ def with_topology(leaves: list[CpuidEntry], number: int, vcpus: int) -> list[Cpu
     return cpuid.with_topology(leaves, number, vcpus)
 
 
-class Boot(Protocol):
-    """What is booted, and on how many CPUs."""
-
-    @property
-    def kernel(self) -> str: ...
-
-    @property
-    def initrd(self) -> str | None: ...
-
-    @property
-    def cmdline(self) -> str: ...
-
-    @property
-    def vcpus(self) -> int: ...
-
-
-def load_guest(memory: GuestMemory, boot: Boot, fresh: "Fresh") -> "BootEntry":
+def load_guest(
+    memory: GuestMemory, fresh: "Fresh", *, kernel: str, initrd: str | None, cmdline: str, vcpus: int
+) -> "BootEntry":
     """Put firmware tables and the kernel into fresh RAM; return how the boot CPU starts."""
     from snapkit.vmm.arch.x86_64 import acpi, acpi_devices, firmware
     from snapkit.vmm.arch.x86_64.boot import load_kernel
@@ -101,8 +87,9 @@ def load_guest(memory: GuestMemory, boot: Boot, fresh: "Fresh") -> "BootEntry":
     devices = [acpi_devices.virtio_mmio(number, slot.gpa, slot.gsi) for number, slot in enumerate(fresh.mmio_slots)]
     if fresh.generation_gsi is not None:
         devices.append(acpi_devices.vmgenid(layout.VMGENID_GPA, fresh.generation_gsi))
-    for gpa, table in acpi.build_tables(boot.vcpus, devices=devices, pci=fresh.transport == "pci"):
+    for gpa, table in acpi.build_tables(vcpus, devices=devices, pci=fresh.transport == "pci"):
         memory.write(gpa, table)
     memory.write(layout.RESET_ENTRY_GPA, firmware.RESET_ENTRY)
-    cmdline = f"{boot.cmdline} pci=off".strip() if fresh.transport == "mmio" else boot.cmdline
-    return load_kernel(memory, boot.kernel, initrd_path=boot.initrd, cmdline=cmdline)
+    if fresh.transport == "mmio":
+        cmdline = f"{cmdline} pci=off".strip()
+    return load_kernel(memory, kernel, initrd_path=initrd, cmdline=cmdline)
