@@ -1,77 +1,44 @@
-"""Every system call that is not KVM's, in one place.
+"""The seam: system calls that are not KVM's. Here how one is made, and those on files, eventfds, epoll and clocks.
 
 Each function does one call, raises `HostError` with the call's name, errno and arguments, can be counted
-(`calls_made`) and can be made to fail by a test (`inject`). Only this module and `snapkit.vmm.kvm` import ctypes, fcntl,
-mmap, select, signal or termios for what they do to the host.
+(`calls_made`) and can be made to fail by a test (`inject`). So do those of the modules beside this one, by `seam`:
 
-Surprises met on the way:
+- `host_io`: block I/O, scattered over memory
+- `host_memory`: mappings, and what they hold
+- `host_net`: TAP interfaces
+- `host_process`: threads, signals, the terminal
+- `host_sockets`: Unix stream sockets
 
-- `mmap.mmap` cannot place a mapping at a fixed address and refuses to close while a view lives, so memory is mapped
-  through libc, owned by address, and views are lent by `view`.
-- `fcntl.ioctl` holds the interpreter lock for buffers above 1024 bytes; a vCPU ioctl that blocks would freeze every
-  thread. `ioctl` here goes through ctypes, which always releases it.
+Only these and `snapkit.vmm.kvm` import ctypes, fcntl, mmap, select, signal or termios for what they do to the host.
+
+A surprise met on the way: `fcntl.ioctl` holds the interpreter lock for buffers above 1024 bytes; a vCPU ioctl that blocks
+would freeze every thread. `ioctl` here goes through ctypes, which always releases it.
 """
 
-import _thread
 import ctypes
 import errno
 import fcntl
-import mmap as _mmap
 import os
 import select
-import signal
 import stat
-import termios
-import threading
 import time
-import tty
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import lru_cache, wraps
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 from snapkit.errors import HostError
-from snapkit.units import Hva
-
-if TYPE_CHECKING:
-    import socket
 
 P = ParamSpec("P")
 R = TypeVar("R")
 FaultHook = Callable[[str, tuple[object, ...]], None]
 
-PROT_NONE = 0
-PROT_READ = _mmap.PROT_READ
-PROT_WRITE = _mmap.PROT_WRITE
-MAP_SHARED = _mmap.MAP_SHARED
-MAP_PRIVATE = _mmap.MAP_PRIVATE
-MAP_ANONYMOUS = _mmap.MAP_ANONYMOUS
-MAP_FIXED = 0x10
-MAP_NORESERVE = 0x4000
-MADV_DONTFORK = _mmap.MADV_DONTFORK
-MADV_DONTDUMP = _mmap.MADV_DONTDUMP
-MADV_WILLNEED = _mmap.MADV_WILLNEED
 EPOLLIN, EPOLLOUT = select.EPOLLIN, select.EPOLLOUT
 EPOLLERR, EPOLLHUP = select.EPOLLERR, select.EPOLLHUP
-FALLOC_FL_KEEP_SIZE = 1
-FALLOC_FL_PUNCH_HOLE = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_c_mmap = _libc.mmap
-_c_mmap.restype = ctypes.c_void_p
-_c_mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
-_c_munmap = _libc.munmap
-_c_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_c_madvise = _libc.madvise
-_c_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _c_ioctl = _libc.ioctl
 _c_ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
-_c_fallocate = _libc.fallocate
-_c_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-_Sigset = ctypes.c_char * 128  # sigset_t of glibc and musl
-_c_sigmask = _libc.pthread_sigmask
-_c_sigmask.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
-_every_signal = _Sigset.from_buffer_copy(b"\xff" * 128)
 
 _fault: FaultHook | None = None
 _calls = 0
@@ -123,6 +90,7 @@ def inject(hook: FaultHook) -> Iterator[None]:
 
 
 def seam(function: Callable[P, R]) -> Callable[P, R]:
+    """Count the calls of *function*, a system call of its name; make its OSError a HostError, or have a test make it fail."""
     name = function.__name__
 
     @wraps(function)
@@ -296,13 +264,6 @@ def ftruncate(fd: int, length: int) -> None:
 
 
 @seam
-def punch_hole(fd: int, offset: int, length: int) -> None:
-    """Give the blocks of a range back; it reads as zeros afterwards."""
-    if _c_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length):
-        raise OSError(ctypes.get_errno(), "fallocate")
-
-
-@seam
 def rename(source: str, target: str) -> None:
     os.replace(source, target)
 
@@ -330,51 +291,6 @@ def flock(fd: int, operation: int) -> None:
 
 LOCK_EX_NB = fcntl.LOCK_EX | fcntl.LOCK_NB
 LOCK_SH_NB = fcntl.LOCK_SH | fcntl.LOCK_NB
-
-
-# Memory
-
-
-@seam
-def mmap(length: int, prot: int, flags: int, fd: int = -1, offset: int = 0, at: int = 0) -> Hva:
-    """Map *length* bytes, at the address *at* when flags say MAP_FIXED; returns the address."""
-    address: int | None = _c_mmap(at or None, length, prot, flags, fd, offset)
-    if address is None or address == ctypes.c_void_p(-1).value:
-        raise OSError(ctypes.get_errno(), "mmap")
-    return Hva(address)
-
-
-@seam
-def munmap(address: Hva, length: int) -> None:
-    if _c_munmap(address, length):
-        raise OSError(ctypes.get_errno(), "munmap")
-
-
-@seam
-def madvise(address: int, length: int, advice: int) -> None:
-    if _c_madvise(address, length, advice):
-        raise OSError(ctypes.get_errno(), "madvise")
-
-
-def view(address: int, length: int) -> memoryview:
-    """Lend a writable view of mapped memory. It must not outlive the mapping: nothing checks it."""
-    return memoryview(_array(length).from_address(address)).cast("B")
-
-
-@lru_cache(64)
-def _array(length: int) -> type[ctypes.Array[ctypes.c_char]]:
-    """Return the array type, which ctypes forgets when nobody holds it; making one costs 13 us."""
-    return ctypes.c_char * length
-
-
-def copy_out(address: int, length: int) -> bytes:
-    """Copy *length* bytes from mapped memory."""
-    return ctypes.string_at(address, length)
-
-
-def copy_in(address: int, payload: bytes | bytearray | memoryview) -> None:
-    """Copy *payload* into mapped memory."""
-    view(address, len(payload))[:] = payload
 
 
 # ioctl
@@ -437,156 +353,6 @@ def epoll_control(poll: select.epoll, fd: int, events: int, *, known: bool) -> N
         poll.unregister(fd)
 
 
-# Unix stream sockets, as fds; Python's socket objects live for one call, and their module is imported by the first
-
-
-UNIX_PATH_MAX = 107
-"""sun_path less its zero byte."""
-
-
-@contextmanager
-def _as_socket(fd: int) -> "Iterator[socket.socket]":
-    import socket
-
-    lent = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=fd)
-    try:
-        yield lent
-    finally:
-        lent.detach()
-
-
-@seam
-def unix_socket(*, blocking: bool = False) -> int:
-    """Make a close-on-exec socket."""
-    import socket
-
-    fd = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM).detach()
-    os.set_blocking(fd, blocking)
-    return fd
-
-
-@seam
-def bind_unix(fd: int, path: str) -> None:
-    """Give the socket a name; what appears at *path* has the mode that `fchmod` gave the fd, less the umask."""
-    with _as_socket(fd) as lent:
-        lent.bind(path)
-
-
-@seam
-def listen(fd: int, backlog: int) -> None:
-    with _as_socket(fd) as lent:
-        lent.listen(backlog)
-
-
-@seam
-def accept(fd: int) -> int | None:
-    """Return the next client's fd, non-blocking and close-on-exec; None when none waits."""
-    with _as_socket(fd) as lent:
-        try:
-            client = lent.accept()[0].detach()
-        except (BlockingIOError, ConnectionAbortedError):
-            return None
-    os.set_blocking(client, False)
-    return client
-
-
-@seam
-def connect_unix(fd: int, path: str) -> None:
-    with _as_socket(fd) as lent:
-        lent.connect(path)
-
-
-# Threads and signals
-
-
-def thread_kick_signal() -> int:
-    """Return the real-time signal that takes a vCPU thread out of KVM_RUN."""
-    return signal.SIGRTMIN + 1
-
-
-@seam
-def start_thread(main: Callable[[], None]) -> int:
-    """Run *main* on a new thread, every signal blocked from its first instruction; returns the thread's identity.
-
-    Not threading.Thread: its `start` waits until the thread runs, which costs 100 us, and a time slice on a busy host.
-    Nor signal.pthread_sigmask: it makes sets of Enum members, 190 us here, a tenth of a whole restore.
-    """
-    before = _Sigset()
-    _c_sigmask(signal.SIG_BLOCK, _every_signal, before)
-    try:
-        return _thread.start_new_thread(main, ())
-    except RuntimeError as error:
-        raise OSError(errno.EAGAIN, str(error)) from error
-    finally:
-        _c_sigmask(signal.SIG_SETMASK, before, None)
-
-
-def drain_signal(number: int) -> None:
-    """Take pending instances of a blocked *number* away."""
-    while signal.sigtimedwait({number}, 0) is not None:
-        pass
-
-
-def kick_thread(ident: int, number: int) -> None:
-    """Send *number* to the Python thread *ident*."""
-    signal.pthread_kill(ident, number)
-
-
-@contextmanager
-def on_signals(numbers: tuple[int, ...], handler: Callable[[int], None]) -> Iterator[None]:
-    """Call *handler* with the number when one of *numbers* arrives; the handlers before are put back at the end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, lambda got, _frame: handler(got)) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
-SIGINT, SIGTERM, SIGHUP = int(signal.SIGINT), int(signal.SIGTERM), int(signal.SIGHUP)
-
-
-# Terminal
-
-
-def is_terminal(fd: int) -> bool:
-    return os.isatty(fd)
-
-
-@contextmanager
-def raw_terminal(fd: int) -> Iterator[None]:
-    """Put a terminal into raw mode and back, whatever happens in between; anything else is left alone."""
-    if not os.isatty(fd):
-        yield
-        return
-    before = _terminal("tcgetattr", fd, lambda: termios.tcgetattr(fd))
-    try:
-        _terminal("tcsetattr", fd, lambda: _set_raw(fd))
-        yield
-    finally:
-        with suppress(termios.error):  # it has hung up: there is nothing left to give back
-            termios.tcsetattr(fd, termios.TCSANOW, before)
-
-
-def _set_raw(fd: int) -> None:
-    tty.setraw(fd, termios.TCSANOW)
-    attributes = termios.tcgetattr(fd)
-    attributes[1] |= termios.OPOST  # the guest's newlines keep their carriage return on our side
-    termios.tcsetattr(fd, termios.TCSANOW, attributes)
-
-
-def _terminal(call: str, fd: int, function: Callable[[], R]) -> R:
-    """Do *function*, one call on a terminal; termios has an error of its own, which is no OSError."""
-    enter(call, (fd,))
-    try:
-        return function()
-    except termios.error as error:
-        raise HostError(call, int(error.args[0]), str(fd)) from error
-
-
 # Facts and clocks
 
 
@@ -595,16 +361,6 @@ monotonic_ns = time.monotonic_ns
 
 def realtime_ns() -> int:
     return time.time_ns()
-
-
-@seam
-def raise_fd_limit() -> None:
-    """Let this process have as many fds as it ever may: a socket device alone may want a thousand."""
-    import resource  # only a run of a machine needs it
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def process_id() -> int:

@@ -43,7 +43,6 @@ _c_if_nametoindex = _libc.if_nametoindex
 _c_if_nametoindex.argtypes = (ctypes.c_char_p,)
 _c_if_nametoindex.restype = ctypes.c_uint
 _c_socket = _libc.socket
-_c_shutdown = _libc.shutdown
 _get_errno = ctypes.get_errno
 _u8, _u16 = ctypes.c_uint8.from_address, ctypes.c_uint16.from_address
 
@@ -135,19 +134,6 @@ def write_packet(fd: int, spans: Sequence[tuple[int, int]]) -> int:
             return -1
         if number != errno.EINTR:
             raise failed("writev", number, (fd,))
-
-
-# Stream sockets
-
-
-SHUT_RD, SHUT_WR = 0, 1
-
-
-@seam
-def shutdown(fd: int, how: int) -> None:
-    """End one direction of a connected socket: the other end reads the end of the stream, or its writes fail."""
-    if _c_shutdown(fd, how):
-        raise OSError(_get_errno(), "shutdown")
 
 
 # Memory. A view made for two bytes costs three times as much

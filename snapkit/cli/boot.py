@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from snapkit import host
+from snapkit import host_process
 from snapkit.cli.devices import asked_devices, device_options
 from snapkit.cli.keys import key_option, read_key
 from snapkit.cli.session import SIGNALS, Session, session_options
@@ -73,7 +73,7 @@ def boot(
     key = read_key(key_file)
     session = Session(**asked, key=key)
     between: list[int] = []
-    with host.on_signals(tuple(SIGNALS), between.append):  # for the moment between two runs
+    with host_process.on_signals(tuple(SIGNALS), between.append):  # for the moment between two runs
         while True:
             code = session.run(build)
             if not (reboot and session.ended is Reason.RESET):

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import click
 
-from snapkit import host
+from snapkit import host, host_sockets
 from snapkit.errors import ConfigError, HostError, InternalError
 
 _READ_LEN = 65536
@@ -47,11 +47,11 @@ class Client:
     def __init__(self, path: str) -> None:
         """Connect. Raises ConfigError when no machine is there."""
         self._path = path
-        if len(os.fsencode(path)) > host.UNIX_PATH_MAX or "\0" in path:
+        if len(os.fsencode(path)) > host_sockets.UNIX_PATH_MAX or "\0" in path:
             raise ConfigError(f"control socket {path!r}: no Unix socket can have this path")
-        self._fd = host.unix_socket(blocking=True)
+        self._fd = host_sockets.unix_socket(blocking=True)
         try:
-            host.connect_unix(self._fd, path)
+            host_sockets.connect_unix(self._fd, path)
         except HostError as error:
             host.close(self._fd)
             if error.errno in _NOBODY:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
-from snapkit import host
+from snapkit import host, host_process
 from snapkit.errors import ConfigError, SnapkitError, StateViolation
 from snapkit.vmm.backends.console import Console
 from snapkit.vmm.loop import Loop
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 SIGNALS = {
-    host.SIGINT: Stop(Reason.INTERRUPTED),
-    host.SIGTERM: Stop(Reason.STOPPED, "SIGTERM"),
-    host.SIGHUP: Stop(Reason.CONSOLE_LOST, "SIGHUP"),
+    host_process.SIGINT: Stop(Reason.INTERRUPTED),
+    host_process.SIGTERM: Stop(Reason.STOPPED, "SIGTERM"),
+    host_process.SIGHUP: Stop(Reason.CONSOLE_LOST, "SIGHUP"),
 }
 """What each signal ends a run as."""
 _TIMEOUT_MAX_S = 10**9
@@ -69,13 +69,15 @@ class Session(msgspec.Struct, kw_only=True):
         if self.timeout is not None and self.deadline_ns is None:
             self.deadline_ns = host.monotonic_ns() + int(self.timeout * 1e9)
         sys.setswitchinterval(1e-4)
-        host.raise_fd_limit()
+        host_process.raise_fd_limit()
         with ExitStack() as stack:
             loop = stack.enter_context(Loop())
             console = Console.open(self.serial)
             stack.callback(console.close)
             self._watch(loop, console)
-            stack.enter_context(host.on_signals(tuple(SIGNALS), lambda number: self._signalled(loop, SIGNALS[number])))
+            stack.enter_context(
+                host_process.on_signals(tuple(SIGNALS), lambda number: self._signalled(loop, SIGNALS[number]))
+            )
             server = None if self.control is None else stack.enter_context(_listen(loop, self.control))
             machine = self._machine = stack.enter_context(build(loop, console))
             if server is not None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from queue import Empty, SimpleQueue
 
-from snapkit import host
+from snapkit import host, host_memory
 from snapkit.errors import ConfigError, InternalError
 from snapkit.restore.chunks import HOLE_ENTRY, RAW, count_chunks, pack_entry
 from snapkit.restore.digest import Digester
@@ -120,7 +120,7 @@ class Capture:
                 for start in range(0, length, CHUNK_LEN):
                     chunk_len = min(CHUNK_LEN, length - start)
                     touched = residency.touched(source + start, chunk_len) if residency else None
-                    yield host.view(source + start, chunk_len), touched
+                    yield host_memory.view(source + start, chunk_len), touched
 
 
 class _Hashing:

@@ -8,7 +8,7 @@ changes meanwhile cannot matter.
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from snapkit import host
+from snapkit import host, host_memory
 from snapkit.errors import Finding, ImageError
 from snapkit.restore.chunks import Chunk, ChunkTable, Run
 from snapkit.restore.digest import Digester
@@ -91,7 +91,7 @@ class Pages:
         def damaged(chunk: Chunk) -> bool:
             for gpa, hva, length in places:
                 if gpa <= chunk.gpa and chunk.gpa + chunk.length <= gpa + length:
-                    part = host.view(hva + chunk.gpa - gpa, chunk.length)
+                    part = host_memory.view(hva + chunk.gpa - gpa, chunk.length)
                     self._copy(chunk, part)
                     return not self._digester.matches(part, self.table.digest(chunk.number))
             raise ImageError(f"guest memory {_range(chunk.gpa, chunk.length)} is in the file, but not in the machine")

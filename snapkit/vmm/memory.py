@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
-from snapkit import host, host_memory
+from snapkit import host_memory
 from snapkit.errors import ConfigError, HostError
 from snapkit.state.memory_layout import MemoryLayoutState, RegionState
 from snapkit.units import PAGE_LEN, PAGE_SHIFT, Gpa, Hva
@@ -21,8 +21,8 @@ from snapkit.vmm.ranges import Ranges
 MAPPINGS_MAX = 24_000
 """How many mappings RAM may become; Linux gives a process 65530 (vm.max_map_count) for everything."""
 
-_RAM_FLAGS = host.MAP_PRIVATE | host.MAP_ANONYMOUS | host.MAP_NORESERVE
-_RW = host.PROT_READ | host.PROT_WRITE
+_RAM_FLAGS = host_memory.MAP_PRIVATE | host_memory.MAP_ANONYMOUS | host_memory.MAP_NORESERVE
+_RW = host_memory.PROT_READ | host_memory.PROT_WRITE
 
 
 class FileRun(Protocol):
@@ -66,7 +66,7 @@ class GuestMemory:
         spans = list(layout)
         self.length = sum(length for _, length in spans)
         try:
-            self._base = host.mmap(self.length, _RW, _RAM_FLAGS)
+            self._base = host_memory.mmap(self.length, _RW, _RAM_FLAGS)
         except HostError as error:
             error.add_note(f"mapping {self.length} bytes of guest RAM")
             raise
@@ -87,14 +87,16 @@ class GuestMemory:
     def close(self) -> None:
         """Unmap RAM; the last thing that goes when a machine closes."""
         if self.length:
-            host.munmap(self._base, self.length)
+            host_memory.munmap(self._base, self.length)
             self.length = 0
             self.regions = ()
 
     def lay(self, gpa: int, length: int, fd: int, offset: int) -> None:
         """Lay *length* bytes of a file over RAM at *gpa*, copy-on-write: the file is never written."""
         start = self.hva(gpa, length)
-        host.mmap(length, _RW, host.MAP_PRIVATE | host.MAP_FIXED | host.MAP_NORESERVE, fd, offset, start)
+        host_memory.mmap(
+            length, _RW, host_memory.MAP_PRIVATE | host_memory.MAP_FIXED | host_memory.MAP_NORESERVE, fd, offset, start
+        )
         self._laid.add(start, start + length)
         self._mappings += 2
 
@@ -142,16 +144,16 @@ class GuestMemory:
 
     def read(self, gpa: int, length: int) -> bytes:
         """Copy out *length* bytes at *gpa*."""
-        return host.copy_out(self.hva(gpa, length), length)
+        return host_memory.copy_out(self.hva(gpa, length), length)
 
     def write(self, gpa: int, payload: bytes | bytearray | memoryview) -> None:
         """Copy *payload* into RAM at *gpa*."""
-        host.copy_in(self.hva(gpa, len(payload)), payload)
+        host_memory.copy_in(self.hva(gpa, len(payload)), payload)
 
     @contextmanager
     def view(self, gpa: int, length: int) -> Iterator[memoryview]:
         """Lend a writable view of RAM for the length of a with block."""
-        lent = host.view(self.hva(gpa, length), length)
+        lent = host_memory.view(self.hva(gpa, length), length)
         try:
             yield lent
         finally:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
-from snapkit import host
+from snapkit import host_process
 from snapkit.errors import InternalError, SnapkitError
 from snapkit.vmm.bus import Bus
 from snapkit.vmm.kvm import abi
@@ -65,7 +65,7 @@ class VcpuThread:
     def __init__(self, index: int, fd: VcpuFd, *, lock: threading.Lock, ports: Bus, mmio: Bus, sink: ExitSink) -> None:
         # Configuration
         self.index = index
-        self._kick_signal = host.thread_kick_signal()
+        self._kick_signal = host_process.thread_kick_signal()
         # Runtime glue
         self.fd = fd
         self._lock, self._ports, self._mmio, self._sink = lock, ports, mmio, sink
@@ -85,7 +85,7 @@ class VcpuThread:
         # with every signal blocked: a kick that came before the thread blocked it would end the process
         self._gone.acquire()
         try:
-            self._ident = host.start_thread(self._main)
+            self._ident = host_process.start_thread(self._main)
         except BaseException:
             self._gone.release()
             raise
@@ -98,7 +98,7 @@ class VcpuThread:
             return job
         self._mail.put(job)
         if self._ident is not None:
-            host.kick_thread(self._ident, self._kick_signal)
+            host_process.kick_thread(self._ident, self._kick_signal)
         return job
 
     def call(self, work: Callable[[], R]) -> R:
@@ -179,7 +179,7 @@ class VcpuThread:
         run, page, mail, lock = self.fd.run, self.fd.run_page, self._mail, self._lock
         ports, mmio = self._ports, self._mmio
         decode, decode_mmio = abi.RUN_EXIT.unpack_from, abi.RUN_MMIO.unpack_from
-        host.drain_signal(self._kick_signal)
+        host_process.drain_signal(self._kick_signal)
         while mail.empty():
             try:
                 while True:
@@ -212,7 +212,7 @@ class VcpuThread:
                         self._running = False
                         return
             except InterruptedError:
-                host.drain_signal(self._kick_signal)
+                host_process.drain_signal(self._kick_signal)
             except BlockingIOError:
                 pass  # EAGAIN: a waiting application processor got an event
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from snapkit import host
+from snapkit import host_memory
 from snapkit.restore.save import save_snapshot
 from snapkit.restore.writer import write_image
 from snapkit.units import CHUNK_LEN, MIB, Hva
@@ -41,19 +41,21 @@ def _timed_s(action: Callable[[], object]) -> float:
 def ram() -> Iterator[Hva]:
     """Anonymous memory, all of it random, as a guest's is mapped."""
     length = CP_MIB * MIB
-    address = host.mmap(length, host.PROT_READ | host.PROT_WRITE, host.MAP_PRIVATE | host.MAP_ANONYMOUS)
+    address = host_memory.mmap(
+        length, host_memory.PROT_READ | host_memory.PROT_WRITE, host_memory.MAP_PRIVATE | host_memory.MAP_ANONYMOUS
+    )
     try:
         block = _random_bytes(64 * MIB)
         for start in range(0, length, len(block)):
-            host.copy_in(address + start, block)
+            host_memory.copy_in(address + start, block)
         yield address
     finally:
-        host.munmap(address, length)
+        host_memory.munmap(address, length)
 
 
 def test_writing_a_full_snapshot_against_cp(ram: Hva, tmp_path: Path, figures: Figures):
     source, copy, snap = tmp_path / "source", tmp_path / "copy", tmp_path / "full.snap"
-    source.write_bytes(host.view(ram, CP_MIB * MIB))
+    source.write_bytes(host_memory.view(ram, CP_MIB * MIB))
     source_fd = os.open(source, os.O_RDONLY)
     os.fsync(source_fd)
 

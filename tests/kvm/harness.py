@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from snapkit import guests, host
+from snapkit import guests, host, host_memory
 from snapkit.restore.pipeline import Timeline, run_steps
 from snapkit.restore.restore import prepare
 from snapkit.restore.save import save_snapshot
@@ -182,11 +182,11 @@ class Census:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
         self._folder = folder
         self._mapped: dict[int, int] = {}
-        real_mmap, real_munmap = host.mmap, host.munmap
+        real_mmap, real_munmap = host_memory.mmap, host_memory.munmap
 
         def mmap(length: int, prot: int, flags: int, fd: int = -1, offset: int = 0, at: int = 0) -> Hva:
             address = real_mmap(length, prot, flags, fd, offset, at)
-            if not flags & host.MAP_FIXED:
+            if not flags & host_memory.MAP_FIXED:
                 self._mapped[address] = length
             return address
 
@@ -195,8 +195,8 @@ class Census:
             assert self._mapped.pop(address) == length
 
         self._munmap = real_munmap
-        monkeypatch.setattr(host, "mmap", mmap)
-        monkeypatch.setattr(host, "munmap", munmap)
+        monkeypatch.setattr(host_memory, "mmap", mmap)
+        monkeypatch.setattr(host_memory, "munmap", munmap)
         self.start = self.take()
 
     def take(self) -> Holdings:

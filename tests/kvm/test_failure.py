@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from snapkit import host
+from snapkit import host, host_memory
 from snapkit.errors import HostError, SnapkitError, StateViolation
 from snapkit.restore.pipeline import Step, Timeline, run_steps
 from snapkit.restore.plan import Steps
@@ -261,8 +261,8 @@ def test_the_census_sees_what_is_left_behind(census: Census):
     with pytest.raises(AssertionError):
         census.check()
     os.close(fd)
-    address = host.mmap(MIB, host.PROT_READ, host.MAP_PRIVATE | host.MAP_ANONYMOUS)
+    address = host_memory.mmap(MIB, host_memory.PROT_READ, host_memory.MAP_PRIVATE | host_memory.MAP_ANONYMOUS)
     with pytest.raises(AssertionError):
         census.check()
-    host.munmap(address, MIB)
+    host_memory.munmap(address, MIB)
     census.check()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from snapkit import host
+from snapkit import host, host_memory
 from snapkit.errors import ConfigError, ImageError
 from snapkit.restore.digest import key_from
 from snapkit.restore.image import Image
@@ -98,40 +98,46 @@ def test_chunks_that_follow_each_other_are_one_run(path):
 
 def test_memory_given_by_address_is_saved_like_a_view(path):
     length = 6 * MIB
-    address = host.mmap(length, host.PROT_READ | host.PROT_WRITE, host.MAP_PRIVATE | host.MAP_ANONYMOUS)
+    address = host_memory.mmap(
+        length, host_memory.PROT_READ | host_memory.PROT_WRITE, host_memory.MAP_PRIVATE | host_memory.MAP_ANONYMOUS
+    )
     try:
-        host.copy_in(address + 2 * MIB + 9, b"by address")
+        host_memory.copy_in(address + 2 * MIB + 9, b"by address")
         save(path, memory=[(0, address, length)])
         with Image.open(path) as image:
             assert image.memory.read(2 * MIB + 9, 10) == b"by address"
             assert [run.gpa for run in image.memory.runs()] == [2 * MIB]
     finally:
-        host.munmap(address, length)
+        host_memory.munmap(address, length)
 
 
 def test_load_copies_memory_and_leaves_holes_untouched(path):
     content = ram(8 * MIB, {PAGE: b"one", 6 * MIB: b"two", 8 * MIB - 4: b"last"})
     save(path, content)
-    address = host.mmap(8 * MIB, host.PROT_READ | host.PROT_WRITE, host.MAP_PRIVATE | host.MAP_ANONYMOUS)
+    address = host_memory.mmap(
+        8 * MIB, host_memory.PROT_READ | host_memory.PROT_WRITE, host_memory.MAP_PRIVATE | host_memory.MAP_ANONYMOUS
+    )
     calls: list[tuple[int, int]] = []
     try:
         with Image.open(path) as image:
             image.memory.load([(0, address, 8 * MIB)], progress=lambda done, total: calls.append((done, total)))
-        assert host.copy_out(address, 8 * MIB) == content
+        assert host_memory.copy_out(address, 8 * MIB) == content
     finally:
-        host.munmap(address, 8 * MIB)
+        host_memory.munmap(address, 8 * MIB)
     assert calls[-1] == (4 * MIB, 4 * MIB)
 
 
 def test_load_refuses_damage_and_names_the_guest_physical_range(path):
     save(path, ram(8 * MIB, {PAGE: b"one", 6 * MIB: b"two"}))
     _flip(path, 65536 + 2 * MIB + 77)
-    address = host.mmap(8 * MIB, host.PROT_READ | host.PROT_WRITE, host.MAP_PRIVATE | host.MAP_ANONYMOUS)
+    address = host_memory.mmap(
+        8 * MIB, host_memory.PROT_READ | host_memory.PROT_WRITE, host_memory.MAP_PRIVATE | host_memory.MAP_ANONYMOUS
+    )
     try:
         with Image.open(path) as image, pytest.raises(ImageError, match="0x600000-0x7fffff") as caught:
             image.memory.load([(0, address, 8 * MIB)])
     finally:
-        host.munmap(address, 8 * MIB)
+        host_memory.munmap(address, 8 * MIB)
     assert [finding.path for finding in caught.value.findings] == ["0x600000-0x7fffff"]
 
 

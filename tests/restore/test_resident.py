@@ -5,20 +5,20 @@ from collections.abc import Iterator
 
 import pytest
 
-from snapkit import host
+from snapkit import host, host_memory
 from snapkit.restore.image import Image
 from snapkit.restore.resident import Residency
 from tests.restore.machines import MIB, PAGE, ram, save, sections
 
 LENGTH = 8 * MIB
-READ_WRITE = host.PROT_READ | host.PROT_WRITE
+READ_WRITE = host_memory.PROT_READ | host_memory.PROT_WRITE
 
 
 @pytest.fixture
 def address() -> Iterator[int]:
-    mapped = host.mmap(LENGTH, READ_WRITE, host.MAP_PRIVATE | host.MAP_ANONYMOUS)
+    mapped = host_memory.mmap(LENGTH, READ_WRITE, host_memory.MAP_PRIVATE | host_memory.MAP_ANONYMOUS)
     yield mapped
-    host.munmap(mapped, LENGTH)
+    host_memory.munmap(mapped, LENGTH)
 
 
 def _touched(address: int, length: int) -> bytes | None:
@@ -27,13 +27,13 @@ def _touched(address: int, length: int) -> bytes | None:
 
 
 def test_only_touched_pages_are_said_to_be_touched(address):
-    host.copy_in(address + 3 * PAGE, b"x")
+    host_memory.copy_in(address + 3 * PAGE, b"x")
     assert _touched(address, 8 * PAGE) == b"\0\0\0\1\0\0\0\0"
 
 
 def test_saving_touches_no_page_that_the_guest_did_not(address, tmp_path):
-    host.copy_in(address + 3 * PAGE, b"x" * 2 * PAGE)
-    host.copy_in(address + 4 * MIB, bytes(PAGE))
+    host_memory.copy_in(address + 3 * PAGE, b"x" * 2 * PAGE)
+    host_memory.copy_in(address + 4 * MIB, bytes(PAGE))
     save(tmp_path / "a.snap", memory=[(0, address, LENGTH)])
     touched = _touched(address, LENGTH)
     assert touched is not None
@@ -41,23 +41,23 @@ def test_saving_touches_no_page_that_the_guest_did_not(address, tmp_path):
     with Image.open(tmp_path / "a.snap") as image:
         assert image.verify() == []
         assert image.memory.table.raw_count == 1
-        assert image.memory.read(0, LENGTH) == host.copy_out(address, LENGTH)
+        assert image.memory.read(0, LENGTH) == host_memory.copy_out(address, LENGTH)
 
 
 @pytest.mark.parametrize("key", [None, bytes(32)])
 def test_the_file_is_the_same_however_its_zeros_were_found(address, tmp_path, key):
     for page in (0, 1, 7, 511, 512, 600, 2047):
-        host.copy_in(address + page * PAGE + page, bytes([page % 255 + 1]))
-    host.copy_in(address + 100 * PAGE, bytes(PAGE))
-    view = memoryview(host.copy_out(address, LENGTH))
+        host_memory.copy_in(address + page * PAGE + page, bytes([page % 255 + 1]))
+    host_memory.copy_in(address + 100 * PAGE, bytes(PAGE))
+    view = memoryview(host_memory.copy_out(address, LENGTH))
     fixed = {"snapshot_id": b"S" * 16, "created_ns": 1, "key": key, "sections": sections(LENGTH)}
-    other = host.mmap(LENGTH, READ_WRITE, host.MAP_PRIVATE | host.MAP_ANONYMOUS)
+    other = host_memory.mmap(LENGTH, READ_WRITE, host_memory.MAP_PRIVATE | host_memory.MAP_ANONYMOUS)
     try:
         for page in (0, 1, 7, 100, 511, 512, 600, 2047):
-            host.copy_in(other + page * PAGE, view[page * PAGE : (page + 1) * PAGE])
+            host_memory.copy_in(other + page * PAGE, view[page * PAGE : (page + 1) * PAGE])
         save(tmp_path / "unseen.snap", memory=[(0, other, LENGTH)], **fixed)
     finally:
-        host.munmap(other, LENGTH)
+        host_memory.munmap(other, LENGTH)
     save(tmp_path / "looked.snap", memory=[(0, address, LENGTH)], absent_is_zero=False, **fixed)
     save(tmp_path / "view.snap", view, **fixed)
     contents = {file.read_bytes() for file in tmp_path.iterdir()}
@@ -69,10 +69,10 @@ def test_pages_of_a_mapped_file_are_never_taken_for_zeros(address, tmp_path):
     save(tmp_path / "a.snap", ram(LENGTH, {2 * MIB: b"from the file", 3 * MIB: b"this too"}))
     with Image.open(tmp_path / "a.snap") as image:
         for run in image.memory.runs():
-            flags = host.MAP_PRIVATE | host.MAP_FIXED
-            host.mmap(run.length, READ_WRITE, flags, image.memory.fd, run.offset, address + run.gpa)
+            flags = host_memory.MAP_PRIVATE | host_memory.MAP_FIXED
+            host_memory.mmap(run.length, READ_WRITE, flags, image.memory.fd, run.offset, address + run.gpa)
     assert _touched(address + 2 * MIB, PAGE) is None
-    host.copy_in(address + 5 * MIB, b"new")
+    host_memory.copy_in(address + 5 * MIB, b"new")
     save(tmp_path / "b.snap", memory=[(0, address, LENGTH)])
     with Image.open(tmp_path / "b.snap") as image:
         assert image.memory.read(2 * MIB, 13) == b"from the file"
@@ -81,17 +81,17 @@ def test_pages_of_a_mapped_file_are_never_taken_for_zeros(address, tmp_path):
 
 
 def test_shared_memory_and_what_is_not_mapped_are_not_answered_for():
-    shared = host.mmap(MIB, READ_WRITE, host.MAP_SHARED | host.MAP_ANONYMOUS)
+    shared = host_memory.mmap(MIB, READ_WRITE, host_memory.MAP_SHARED | host_memory.MAP_ANONYMOUS)
     try:
         assert _touched(shared, PAGE) is None
     finally:
-        host.munmap(shared, MIB)
+        host_memory.munmap(shared, MIB)
     assert _touched(0, PAGE) is None
     assert _touched(1 << 60, PAGE) is None
 
 
 def test_without_proc_every_page_is_looked_at(address, tmp_path):
-    host.copy_in(address + 3 * PAGE, b"x")
+    host_memory.copy_in(address + 3 * PAGE, b"x")
 
     def refuse(call: str, arguments: tuple[object, ...]) -> None:
         if call == "open_fd" and str(arguments[0]).startswith("/proc/"):

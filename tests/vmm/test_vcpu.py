@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from snapkit import host
+from snapkit import host_process
 from snapkit.errors import HostError, InternalError, SnapkitError
 from snapkit.vmm.bus import Bus
 from snapkit.vmm.vcpu import VcpuThread
@@ -75,7 +75,7 @@ class ScriptedFd:
             self.script.pop(0)(self.page)
             return
         self.halting.set()
-        kick = host.thread_kick_signal()
+        kick = host_process.thread_kick_signal()
         signal.sigwait({kick})
         signal.pthread_kill(threading.get_ident(), kick)  # KVM does not take it
         raise InterruptedError
@@ -323,7 +323,7 @@ def test_a_thread_that_cannot_be_started_is_a_host_error_and_closing_still_works
 
     made = Made(ScriptedFd())
     made.thread.close()
-    monkeypatch.setattr(host, "start_thread", refuse)
+    monkeypatch.setattr(host_process, "start_thread", refuse)
     again = ScriptedFd()
     with pytest.raises(HostError, match="EAGAIN"):
         Made(again)

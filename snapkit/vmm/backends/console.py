@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from snapkit import host
+from snapkit import host, host_process
 from snapkit.errors import ConfigError, HostError
 from snapkit.vmm.loop import Loop
 
@@ -101,9 +101,9 @@ class Console:
         self._loop, self._input, self._room_again, self._lost = loop, receive, room_again, lost
         self._quit = quit_asked
         if self._in_fd is not None:
-            self._on_terminal = host.is_terminal(self._in_fd)
+            self._on_terminal = host_process.is_terminal(self._in_fd)
             try:
-                self._stack.enter_context(host.raw_terminal(self._in_fd))
+                self._stack.enter_context(host_process.raw_terminal(self._in_fd))
                 self._watch_input()
             except BaseException:
                 self._stack.close()

@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from snapkit import host
+from snapkit import host, host_sockets
 from snapkit.errors import HostError
 from snapkit.vmm.backends.reply import Answer
 from snapkit.vmm.backends.unix_listener import UnixListener
@@ -89,7 +89,7 @@ class HttpServer:
             self._loop.call_at(host.monotonic_ns() + _ACCEPT_AGAIN_NS, self._accept_again)
 
     def _take_client(self) -> None:
-        fd = None if self._answer is None else host.accept(self._listener.fd)
+        fd = None if self._answer is None else host_sockets.accept(self._listener.fd)
         if fd is None or self._answer is None:
             return
         from snapkit.vmm.backends.http import Conversation

@@ -27,7 +27,7 @@ import struct
 
 from blake3 import blake3
 
-from snapkit import host, host_io
+from snapkit import host, host_io, host_memory
 from snapkit.errors import ConfigError, HostError, ImageError
 from snapkit.host_io import Spans
 from snapkit.units import PAGE_LEN, align_up
@@ -128,14 +128,16 @@ class Overlay:
         self._sync_failed = 0
         # Room for both ends of a first write, from below
         self._room_len = 2 << self._shift
-        self._room = host.mmap(
-            self._room_len, host.PROT_READ | host.PROT_WRITE, host.MAP_PRIVATE | host.MAP_ANONYMOUS | host.MAP_NORESERVE
+        self._room = host_memory.mmap(
+            self._room_len,
+            host_memory.PROT_READ | host_memory.PROT_WRITE,
+            host_memory.MAP_PRIVATE | host_memory.MAP_ANONYMOUS | host_memory.MAP_NORESERVE,
         )
 
     def close(self) -> None:
         """Give the memory back."""
         if self._room_len:
-            host.munmap(self._room, self._room_len)
+            host_memory.munmap(self._room, self._room_len)
             self._room_len = 0
 
     # The disk
@@ -277,11 +279,11 @@ class Overlay:
 
     def _write_zeroes_within(self, offset: int, length: int) -> None:
         """Write zeros to a part of one granule."""
-        room = host.mmap(length, host.PROT_READ, host.MAP_PRIVATE | host.MAP_ANONYMOUS)
+        room = host_memory.mmap(length, host_memory.PROT_READ, host_memory.MAP_PRIVATE | host_memory.MAP_ANONYMOUS)
         try:
             self.write(offset, [(room, length)], length)
         finally:
-            host.munmap(room, length)
+            host_memory.munmap(room, length)
 
 
 def create_overlay(path: str, length: int) -> int:

@@ -8,7 +8,7 @@ import errno
 import os
 from contextlib import suppress
 
-from snapkit import host
+from snapkit import host, host_sockets
 from snapkit.errors import ConfigError, HostError
 
 BACKLOG = 128
@@ -27,19 +27,19 @@ class UnixListener:
         directory = os.path.dirname(path)
         if not os.path.basename(path) or "\0" in path:
             raise ConfigError(f"{path!r} is no name for a socket")
-        too_long = len(os.fsencode(path)) > host.UNIX_PATH_MAX
-        if too_long or len(os.fsencode(directory)) + 1 + _PRIVATE_LEN > host.UNIX_PATH_MAX:
+        too_long = len(os.fsencode(path)) > host_sockets.UNIX_PATH_MAX
+        if too_long or len(os.fsencode(directory)) + 1 + _PRIVATE_LEN > host_sockets.UNIX_PATH_MAX:
             raise ConfigError(
-                f"socket {path} has a path too long for a Unix socket, {host.UNIX_PATH_MAX} bytes at most"
+                f"socket {path} has a path too long for a Unix socket, {host_sockets.UNIX_PATH_MAX} bytes at most"
             )
         private = os.path.join(directory, f".{host.urandom((_PRIVATE_LEN - 1) // 2).hex()}")
-        self.fd = host.unix_socket()
+        self.fd = host_sockets.unix_socket()
         self._made: _Identity | None = None
         try:
             host.fchmod(self.fd, 0o600)
             self._bind(private)
             try:
-                host.listen(self.fd, BACKLOG)
+                host_sockets.listen(self.fd, BACKLOG)
                 self._made = _identity(private)
                 self._publish(private)
             finally:
@@ -61,7 +61,7 @@ class UnixListener:
 
     def _bind(self, private: str) -> None:
         try:
-            host.bind_unix(self.fd, private)
+            host_sockets.bind_unix(self.fd, private)
         except HostError as error:
             if error.errno in _BAD_PLACE:
                 raise ConfigError(f"socket {self.path} cannot be made: {os.strerror(error.errno).lower()}") from error
@@ -118,9 +118,9 @@ def _remove_stale(path: str) -> None:
 
 
 def _answers(path: str) -> bool:
-    fd = host.unix_socket()
+    fd = host_sockets.unix_socket()
     try:
-        host.connect_unix(fd, path)
+        host_sockets.connect_unix(fd, path)
     except HostError as error:
         return error.errno not in {errno.ECONNREFUSED, *_GONE}  # a full backlog, or one that is not for us, is alive
     finally:

@@ -14,7 +14,7 @@ while nothing is of use it is not watched at all: a hang-up is reported by epoll
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 
-from snapkit import host, host_net
+from snapkit import host, host_sockets
 from snapkit.errors import ConfigError, HostError
 from snapkit.vmm.backends.unix_listener import UnixListener
 from snapkit.vmm.loop import Loop
@@ -63,11 +63,11 @@ class UnixStream:
 
     def end_write(self) -> None:
         """Tell the other end that nothing more comes."""
-        host_net.shutdown(self.fd, host_net.SHUT_WR)
+        host_sockets.shutdown(self.fd, host_sockets.SHUT_WR)
 
     def end_read(self) -> None:
         """Tell the other end that nothing more is read."""
-        host_net.shutdown(self.fd, host_net.SHUT_RD)
+        host_sockets.shutdown(self.fd, host_sockets.SHUT_RD)
 
     def watch(self, *, readable: bool, writable: bool, gone: bool) -> None:
         """Be told of these from now on, and of nothing else."""
@@ -169,9 +169,9 @@ class VsockHost:
 
     def connect(self, port: int) -> UnixStream:
         """Connect to who listens for *port* of the host; HostError when nobody does."""
-        fd = host.unix_socket()
+        fd = host_sockets.unix_socket()
         try:
-            host.connect_unix(fd, f"{self.uds}_{port}")
+            host_sockets.connect_unix(fd, f"{self.uds}_{port}")
         except BaseException:
             host.close(fd)
             raise
@@ -251,7 +251,7 @@ class VsockHost:
                     self._accept_later()
 
     def _take_client(self) -> None:
-        fd = host.accept(self._listener.fd) if self._accepting else None
+        fd = host_sockets.accept(self._listener.fd) if self._accepting else None
         if fd is None:
             return
         if len(self._handshakes) >= HANDSHAKES_MAX:

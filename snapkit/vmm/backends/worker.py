@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from queue import SimpleQueue
 
-from snapkit import host
+from snapkit import host, host_process
 from snapkit.vmm.virtio.block_backend import Job
 
 
@@ -37,7 +37,7 @@ class Worker:
         self._over, self._stop = threading.Event(), threading.Event()
         self._rung = False
         try:
-            host.start_thread(self._main)
+            host_process.start_thread(self._main)
         except BaseException:
             self._over = None
             self._close_event()

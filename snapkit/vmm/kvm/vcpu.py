@@ -8,7 +8,7 @@ import errno
 import fcntl
 from collections.abc import Mapping
 
-from snapkit import host
+from snapkit import host, host_memory
 from snapkit.errors import HostError, IncompatibleHost
 from snapkit.state.spec.x86 import msr_name
 from snapkit.state.vcpu_x86_64 import CpuidEntry, Debugregs, Msr, Regs, Sregs, VcpuEvents, Xcr
@@ -22,18 +22,20 @@ class VcpuFd:
         self.fd = fd
         self._mmap_length = mmap_length
         try:
-            self._address = host.mmap(mmap_length, host.PROT_READ | host.PROT_WRITE, host.MAP_SHARED, fd)
+            self._address = host_memory.mmap(
+                mmap_length, host_memory.PROT_READ | host_memory.PROT_WRITE, host_memory.MAP_SHARED, fd
+            )
         except HostError:
             host.close(fd)
             raise
-        self.run_page = host.view(self._address, mmap_length)
+        self.run_page = host_memory.view(self._address, mmap_length)
 
     def close(self) -> None:
         """Unmap kvm_run and close the fd, in the order that lets the VM go."""
         if self.fd >= 0:
             self.run_page.release()
             try:
-                host.munmap(self._address, self._mmap_length)
+                host_memory.munmap(self._address, self._mmap_length)
             finally:
                 host.close(self.fd)
                 self.fd = -1

@@ -22,7 +22,7 @@ import threading
 from array import array
 from typing import NamedTuple
 
-from snapkit import host
+from snapkit import host_memory
 from snapkit.errors import ConfigError
 from snapkit.state.spec import virtio as spec
 from snapkit.state.virtio import QueueState
@@ -294,7 +294,7 @@ class Queue:
         if gpa % alignment:
             raise QueueBroken(f"{what} at {gpa:#x}, must be aligned to {alignment}")
         try:
-            return host.view(self._memory.hva(gpa, length), length)
+            return host_memory.view(self._memory.hva(gpa, length), length)
         except ConfigError as error:
             raise QueueBroken(f"{what}: {error}") from error
 
@@ -307,7 +307,7 @@ class Queue:
         limit, rest = divmod(length, 16)
         if rest or not 0 < limit <= self._size:
             raise QueueBroken(f"indirect table of {length} bytes, must be 1 to {self._size} descriptors")
-        return host.copy_out(self._hva(gpa, length), length), limit
+        return host_memory.copy_out(self._hva(gpa, length), length), limit
 
     def _hva(self, gpa: int, length: int) -> int:
         for low, high, delta in self._regions:
@@ -363,15 +363,15 @@ def take(spans: list[Span], count: int) -> list[Span]:
 def gather(spans: list[Span], count: int) -> bytes:
     """Copy the first *count* bytes out of *spans*, or all when they hold less."""
     if spans and spans[0][1] >= count:
-        return host.copy_out(spans[0][0], count)
-    return b"".join([host.copy_out(hva, length) for hva, length in take(spans, count)])
+        return host_memory.copy_out(spans[0][0], count)
+    return b"".join([host_memory.copy_out(hva, length) for hva, length in take(spans, count)])
 
 
 def scatter(spans: list[Span], payload: bytes | bytearray | memoryview) -> int:
     """Copy *payload* into *spans* and return how many bytes had room."""
     count = len(payload)
     if spans and spans[0][1] >= count:
-        host.copy_in(spans[0][0], payload)
+        host_memory.copy_in(spans[0][0], payload)
         return count
     done = 0
     rest = memoryview(payload)
@@ -379,6 +379,6 @@ def scatter(spans: list[Span], payload: bytes | bytearray | memoryview) -> int:
         piece = rest[done : done + length]
         if not piece:
             break
-        host.copy_in(hva, piece)
+        host_memory.copy_in(hva, piece)
         done += len(piece)
     return done

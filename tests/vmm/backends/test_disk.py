@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from snapkit import host
+from snapkit import host, host_memory
 from snapkit.errors import ConfigError, HostError, IncompatibleHost, SnapkitError
 from snapkit.state.virtio_block import LayerState
 from snapkit.vmm.backends.disk import DiskOptions, DiskOverrides, open_disk, reopen_disk
@@ -30,9 +30,11 @@ def image(tmp_path, monkeypatch):
 
 @pytest.fixture
 def ram():
-    at = host.mmap(LENGTH, host.PROT_READ | host.PROT_WRITE, host.MAP_PRIVATE | host.MAP_ANONYMOUS)
+    at = host_memory.mmap(
+        LENGTH, host_memory.PROT_READ | host_memory.PROT_WRITE, host_memory.MAP_PRIVATE | host_memory.MAP_ANONYMOUS
+    )
     yield at
-    host.munmap(at, LENGTH)
+    host_memory.munmap(at, LENGTH)
 
 
 def fds():
@@ -45,13 +47,13 @@ def fds():
 
 
 def write(disk, ram, offset, payload):
-    host.copy_in(ram, payload)
+    host_memory.copy_in(ram, payload)
     disk.image.write(offset, [(ram, len(payload))], len(payload))
 
 
 def read(disk, ram, offset, length):
     disk.image.read(offset, [(ram, length)])
-    return host.copy_out(ram, length)
+    return host_memory.copy_out(ram, length)
 
 
 def saved(image, **options):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snapkit import host, host_io
+from snapkit import host, host_io, host_memory
 from snapkit.errors import ConfigError, HostError, ImageError
 from snapkit.vmm.backends import overlay
 from snapkit.vmm.backends.disk import RawImage
@@ -23,9 +23,11 @@ RAM_LEN = 1 << 20
 
 @pytest.fixture(scope="module")
 def ram():
-    at = host.mmap(RAM_LEN, host.PROT_READ | host.PROT_WRITE, host.MAP_PRIVATE | host.MAP_ANONYMOUS)
+    at = host_memory.mmap(
+        RAM_LEN, host_memory.PROT_READ | host_memory.PROT_WRITE, host_memory.MAP_PRIVATE | host_memory.MAP_ANONYMOUS
+    )
     yield at
-    host.munmap(at, RAM_LEN)
+    host_memory.munmap(at, RAM_LEN)
 
 
 class Stack:
@@ -76,7 +78,7 @@ class Stack:
     def write(self, offset, payload):
         spans, done = self.spans(len(payload)), 0
         for address, length in spans:
-            host.copy_in(address, payload[done : done + length])
+            host_memory.copy_in(address, payload[done : done + length])
             done += length
         self.top.write(offset, spans, len(payload))
         self.model[offset : offset + len(payload)] = payload
@@ -84,9 +86,9 @@ class Stack:
     def read(self, offset, length):
         spans = self.spans(length)
         for address, each in spans:
-            host.copy_in(address, b"\xee" * each)
+            host_memory.copy_in(address, b"\xee" * each)
         self.top.read(offset, spans)
-        return b"".join(host.copy_out(address, each) for address, each in spans)
+        return b"".join(host_memory.copy_out(address, each) for address, each in spans)
 
     def content(self):
         return b"".join(self.read(at, min(8192, len(self.model) - at)) for at in range(0, len(self.model), 8192))
@@ -203,7 +205,7 @@ def read_now(disk, offset, length):
     spans = disk.spans(length)
     if not disk.top.read_now(offset, spans, length):
         return None
-    return b"".join(host.copy_out(address, each) for address, each in spans)
+    return b"".join(host_memory.copy_out(address, each) for address, each in spans)
 
 
 def test_what_was_flushed_survives_the_process(tmp_path, ram):
@@ -401,14 +403,14 @@ def test_more_spans_than_a_call_takes_are_read_and_written(tmp_path, ram):
     spans = [(ram + 32 * index, 7) for index in range(3000)]
     payload = random.Random(5).randbytes(7 * 3000)
     for index, (address, length) in enumerate(spans):
-        host.copy_in(address, payload[7 * index : 7 * index + length])
+        host_memory.copy_in(address, payload[7 * index : 7 * index + length])
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
     host_io.write_spans(fd, spans, 100)
     assert path.read_bytes()[100:] == payload
     for address, length in spans:
-        host.copy_in(address, bytes(length))
+        host_memory.copy_in(address, bytes(length))
     host_io.read_spans(fd, spans, 100)
-    assert b"".join(host.copy_out(address, length) for address, length in spans) == payload
+    assert b"".join(host_memory.copy_out(address, length) for address, length in spans) == payload
     with pytest.raises(HostError, match="EIO"):
         host_io.read_spans(fd, spans, 101)
     os.close(fd)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from snapkit import host, host_io, host_net
+from snapkit import host, host_io, host_memory, host_net
 from snapkit.errors import HostError
 from snapkit.state.interrupt_table import RouteState
 from snapkit.units import Gsi, Hva
@@ -170,12 +170,12 @@ class PaperTap:
                 self._fence.inside(vector[at], vector[at + 1])
             piece = payload[done : done + vector[at + 1]]
             if piece and not last:
-                host.copy_in(vector[at], piece)
+                host_memory.copy_in(vector[at], piece)
             done += len(piece)
         return done
 
     def write(self, spans: Sequence[tuple[int, int]]) -> int:
-        frame = b"".join(host.copy_out(address, length) for address, length in spans)
+        frame = b"".join(host_memory.copy_out(address, length) for address, length in spans)
         if frame[:1] == b"\xff":
             raise HostError("writev", errno.EINVAL)  # a header that contradicts itself
         self.sent.append(frame)
@@ -197,20 +197,22 @@ class PaperTap:
 def guarded_memory(ram: Sequence[tuple[int, int]]) -> Iterator[GuestMemory]:
     """Guest RAM with inaccessible pages on both sides: what leaves it ends the test's process."""
     length = sum(span for _gpa, span in ram)
-    real = host.mmap
-    whole = real(length + 2 * GUARD_LEN, 0, host.MAP_PRIVATE | host.MAP_ANONYMOUS | host.MAP_NORESERVE)
+    real = host_memory.mmap
+    whole = real(
+        length + 2 * GUARD_LEN, 0, host_memory.MAP_PRIVATE | host_memory.MAP_ANONYMOUS | host_memory.MAP_NORESERVE
+    )
 
     def inside(length: int, prot: int, flags: int) -> Hva:
-        return real(length, prot, flags | host.MAP_FIXED, at=whole + GUARD_LEN)
+        return real(length, prot, flags | host_memory.MAP_FIXED, at=whole + GUARD_LEN)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(host, "mmap", inside)
+        patch.setattr(host_memory, "mmap", inside)
         memory = GuestMemory(ram)
     try:
         yield memory
     finally:
         memory.close()
-        host.munmap(whole, length + 2 * GUARD_LEN)
+        host_memory.munmap(whole, length + 2 * GUARD_LEN)
 
 
 class Fence:

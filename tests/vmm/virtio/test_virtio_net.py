@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from snapkit import host
+from snapkit import host, host_memory
 from snapkit.errors import HostError, ImageError
 from snapkit.state.codec import checked
 from snapkit.state.schema import KINDS
@@ -69,15 +69,15 @@ class PaperTap:
             piece = payload[done : done + vector[at + 1]]
             for place, byte in enumerate(piece[:16]):
                 if not 10 <= done + place < 12:
-                    host.copy_in(vector[at] + place, bytes([byte]))
-            host.copy_in(vector[at] + 16, piece[16:])
+                    host_memory.copy_in(vector[at] + place, bytes([byte]))
+            host_memory.copy_in(vector[at] + 16, piece[16:])
             done += len(piece)
         return done
 
     def write(self, spans: Sequence[tuple[int, int]]) -> int:
         if self.full_after is not None and len(self.sent) >= self.full_after:
             return -1
-        payload = b"".join(host.copy_out(address, length) for address, length in spans)
+        payload = b"".join(host_memory.copy_out(address, length) for address, length in spans)
         if number := self.fault(payload):
             raise HostError("writev", number)
         self.sent.append(payload)
