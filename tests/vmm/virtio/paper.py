@@ -211,8 +211,9 @@ def guarded_memory(ram: Sequence[tuple[int, int]]) -> Iterator[GuestMemory]:
     try:
         yield memory
     finally:
-        memory.close()
-        host_memory.munmap(whole, length + 2 * GUARD_LEN)
+        memory.close()  # only the guards are left, and somebody else's mapping may be between them by now
+        for guard in (whole, Hva(whole + GUARD_LEN + length)):
+            host_memory.munmap(guard, GUARD_LEN)
 
 
 class Fence:
@@ -240,10 +241,10 @@ class Fence:
         """Watch the seam in the with block."""
         with pytest.MonkeyPatch.context() as patch:
             for module, name, look in (
-                (host, "copy_out", self.inside),
-                (host, "copy_in", lambda address, payload: self.inside(address, len(payload))),
-                (host, "view", self.inside),
-                (host, "madvise", lambda address, length, _advice: self.inside(address, length)),
+                (host_memory, "copy_out", self.inside),
+                (host_memory, "copy_in", lambda address, payload: self.inside(address, len(payload))),
+                (host_memory, "view", self.inside),
+                (host_memory, "madvise", lambda address, length, _advice: self.inside(address, length)),
                 (host_io, "put_byte", lambda address, _value: self.inside(address, 1)),
                 (host_io, "preadv", lambda _fd, vector, *_: self._vector(vector)),
                 (host_io, "pwritev", lambda _fd, vector, *_: self._vector(vector)),
