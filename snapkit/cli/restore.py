@@ -12,6 +12,7 @@ from snapkit.errors import ConfigError, IncompatibleHost
 if TYPE_CHECKING:
     from snapkit.restore.pipeline import Timeline
     from snapkit.restore.restore import Prepared
+    from snapkit.vmm.arch.x86_64.clock import ClockPolicy
 
 
 @click.command(short_help="run a snapshot")
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
 @click.option("--paused", is_flag=True, help="Rebuild the machine but do not let it run.")
 @click.option("--dry-run", is_flag=True, help="Read, check and plan only; print the steps. Needs no KVM.")
 @click.option("--host", metavar="FACTS.json", help="With --dry-run: judge by another host's `doctor --json`.")
+@click.option(
+    "--clock",
+    type=click.Choice(["continue", "realtime"]),
+    default="continue",
+    show_default=True,
+    help="The guest's clocks go on where they were saved, or further by the wall time since.",
+)
 @click.option("--timeline", is_flag=True, help="Show what each step of the restore took.")
 @click.option("--verify-memory", is_flag=True, help="Copy memory and check it, instead of mapping the file.")
 @override_options
@@ -29,6 +37,7 @@ def restore(
     paused: bool,
     dry_run: bool,
     host: str | None,
+    clock: "ClockPolicy",
     timeline: bool,
     verify_memory: bool,
     key_file: str | None,
@@ -66,7 +75,7 @@ def restore(
 
         def build(loop: Any, console: Any) -> Machine:
             copied = verify_memory or key is not None
-            machine = Machine(loop, console, verify_memory=copied, overrides=overrides.values)
+            machine = Machine(loop, console, verify_memory=copied, overrides=overrides.values, clock=clock)
             try:
                 prepared.run(machine)
             except BaseException:

@@ -111,7 +111,7 @@ CLOCKS = (
     Clock(
         "vcpu-x86-64",
         "lapic current count of the timer",
-        "KVM starts the timer when the local APIC is written, and lets it run while the machine is paused",
+        "KVM lets the timer run while the machine is paused; one that was loaded but not started yet stands still",
         _timer_count,
     ),
     Clock(

@@ -18,6 +18,7 @@ from snapkit.state.memory_layout import MemoryLayoutState
 from snapkit.state.schema import SectionId, State
 from snapkit.state.vcpu_x86_64 import VcpuState
 from snapkit.vmm.arch.x86_64 import layout, platform
+from snapkit.vmm.arch.x86_64.clock import ClockPolicy
 from snapkit.vmm.arch.x86_64.vcpu import VcpuArgs, X86Vcpu
 from snapkit.vmm.backends.console import Console
 from snapkit.vmm.kvm import abi
@@ -63,10 +64,14 @@ class Machine:
         *,
         verify_memory: bool = False,
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        clock: ClockPolicy = "continue",
     ) -> None:
-        """*overrides* say, by device id, what host ends a restore uses instead of the saved ones."""
+        """*overrides* say, by device id, what host ends a restore uses instead of the saved ones.
+
+        *clock* says where a restored guest's clocks go on: where they were saved, or further by the wall time since.
+        """
         # Configuration
-        self._loop, self._verify_memory = loop, verify_memory
+        self._loop, self._verify_memory, self._clock = loop, verify_memory, clock
         # Runtime glue
         self.run_state = RunState.BUILDING
         self.stop_info: Stop | None = None
@@ -292,12 +297,14 @@ class Machine:
     def resume(self) -> None:
         """Let the guest run: the first time with its clocks started, later with its watchdog told of the pause."""
         self._require("resume", RunState.PAUSED, "pause it first")
+        vcpus = list(self._vcpus.values())
+        if self._was_paused:
+            for job in [vcpu.thread.post(vcpu.state.tell_paused) for vcpu in vcpus]:
+                job.wait()
+        else:  # nobody was in KVM_RUN yet, so this thread may; every counter is set before any vCPU reads one
+            platform.start_clocks(self._chips.values(), [vcpu.state for vcpu in vcpus], self._clock)
         for chip in self._chips.values():
             chip.start_clock()
-        vcpus = list(self._vcpus.values())
-        work = [vcpu.state.tell_paused if self._was_paused else vcpu.state.start_clock for vcpu in vcpus]
-        for job in [vcpu.thread.post(start) for vcpu, start in zip(vcpus, work, strict=True)]:
-            job.wait()  # every counter is set before any vCPU reads one
         self.board.run()
         self.run_state = RunState.RUNNING
         for vcpu in vcpus:
@@ -403,6 +410,9 @@ class Machine:
         devices = self.board.save()
         vcpus = {section: vcpu.thread.call(vcpu.state.save) for section, vcpu in self._vcpus.items()}
         chips = {section: chip.save() for section, chip in self._chips.items()}
+        parts = [(vcpu.state, vcpus[section]) for section, vcpu in self._vcpus.items()]
+        leader = next(iter(self._vcpus.values()))
+        leader.thread.call(partial(platform.save_clocks, self._chips.values(), chips, parts))
         first: dict[SectionId, State] = {
             SectionId("machine", "0"): checked(self._need_state()),
             SectionId("memory-layout", "0"): memory.save(),

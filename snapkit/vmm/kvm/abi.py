@@ -139,6 +139,19 @@ def irq_level(gsi: int, level: int) -> bytes:
     return _IRQ_LEVEL.pack(gsi, level)
 
 
+_DEVICE_ATTR = struct.Struct("<IIQQ")
+KVM_SET_DEVICE_ATTR = iow("KVM_SET_DEVICE_ATTR", 0xE1, _DEVICE_ATTR.size)
+KVM_GET_DEVICE_ATTR = iow("KVM_GET_DEVICE_ATTR", 0xE2, _DEVICE_ATTR.size)
+
+
+def device_attr(fd: int, ioctl: Ioctl, group: int, attr: int, value: bytes) -> bytes:
+    """Set an attribute to *value*, or get it into as many bytes (struct kvm_device_attr); returns these afterwards."""
+    block = bytearray(value)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(block))
+    put(fd, ioctl, _DEVICE_ATTR.pack(0, group, attr, address))
+    return bytes(block)
+
+
 _ROUTING = struct.Struct("<II")  # then that many entries
 _ROUTE_IRQCHIP = struct.Struct("<IIIIII24x")
 _ROUTE_MSI = struct.Struct("<IIIIQII16x")  # address_lo and address_hi read as one

@@ -116,6 +116,7 @@ def write_pit(state: PitState, now_ns: int) -> bytes:
 
 _CLOCK = struct.Struct("<QIIQQ16x")
 CLOCK_LEN = _CLOCK.size
+KVM_CLOCK_REALTIME = 1 << 2
 KVM_SET_CLOCK = iow("KVM_SET_CLOCK", 0x7B, CLOCK_LEN)
 KVM_GET_CLOCK = ior("KVM_GET_CLOCK", 0x7C, CLOCK_LEN)
 
@@ -125,9 +126,13 @@ def read_clock(raw: bytes) -> int:
     return int(_CLOCK.unpack_from(raw)[0])
 
 
-def write_clock(clock_ns: int) -> bytes:
-    """struct kvm_clock_data with flags 0: the guest's time goes on from *clock_ns*."""
-    return _CLOCK.pack(clock_ns, 0, 0, 0, 0)
+def write_clock(clock_ns: int, realtime_ns: int | None = None) -> bytes:
+    """struct kvm_clock_data: the guest's time goes on from *clock_ns*.
+
+    With *realtime_ns*, the wall time at which it was that, KVM adds the wall time gone since then, never less than 0.
+    """
+    flags = 0 if realtime_ns is None else KVM_CLOCK_REALTIME
+    return _CLOCK.pack(clock_ns, flags, 0, realtime_ns or 0, 0)
 
 
 # A vCPU
@@ -259,6 +264,8 @@ KVM_SET_VCPU_EVENTS = iow("KVM_SET_VCPU_EVENTS", 0xA0, EVENTS.length)
 
 KVM_SET_TSC_KHZ = io("KVM_SET_TSC_KHZ", 0xA2)
 KVM_GET_TSC_KHZ = io("KVM_GET_TSC_KHZ", 0xA3)
+TSC_OFFSET_ATTR = (0, 0)
+"""KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET: group and attribute of a vCPU (Documentation/virt/kvm/devices/vcpu.rst)."""
 KVM_KVMCLOCK_CTRL = io("KVM_KVMCLOCK_CTRL", 0xAD)
 KVM_NMI = io("KVM_NMI", 0x9A)
 

@@ -14,6 +14,9 @@ from snapkit.state.spec.x86 import msr_name
 from snapkit.state.vcpu_x86_64 import CpuidEntry, Debugregs, Msr, Regs, Sregs, VcpuEvents, Xcr
 from snapkit.vmm.kvm import abi, abi_x86
 
+IA32_TSC = 0x10
+_NO_ATTRIBUTE = (errno.ENXIO, errno.ENOTTY, errno.EINVAL)
+
 
 class VcpuFd:
     """One vCPU: typed access to what KVM holds, and `run`."""
@@ -118,6 +121,25 @@ class VcpuFd:
             raise IncompatibleHost(
                 f"tsc: the machine's counter runs at {tsc_khz} kHz, this host's at {rate} and it cannot scale"
             ) from error
+
+    def get_tsc(self) -> int:
+        (counter,) = self.get_msrs([IA32_TSC])
+        return counter.data
+
+    def get_tsc_offset(self) -> int | None:
+        """Return what KVM adds to the host's (scaled) counter; None where it does not tell (before Linux 5.16)."""
+        try:
+            value = abi.device_attr(self.fd, abi.KVM_GET_DEVICE_ATTR, *abi_x86.TSC_OFFSET_ATTR, bytes(8))
+        except HostError as error:
+            if error.errno not in _NO_ATTRIBUTE:
+                raise
+            return None
+        return int.from_bytes(value, "little")
+
+    def set_tsc_offset(self, offset: int) -> None:
+        """Set what `get_tsc_offset` returns; one equal to that of the last vCPU so set keeps the two in step."""
+        value = offset.to_bytes(8, "little")
+        abi.device_attr(self.fd, abi.KVM_SET_DEVICE_ATTR, *abi_x86.TSC_OFFSET_ATTR, value)
 
     def get_msrs(self, indices: list[int]) -> list[Msr]:
         """Read MSRs; the result is shorter than *indices* when KVM does not know the one after the last."""

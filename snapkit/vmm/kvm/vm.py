@@ -122,5 +122,10 @@ class VmFd:
     def get_clock_ns(self) -> int:
         return abi_x86.read_clock(abi.get(self.fd, abi_x86.KVM_GET_CLOCK, abi_x86.CLOCK_LEN))
 
-    def set_clock_ns(self, clock_ns: int) -> None:
-        abi.put(self.fd, abi_x86.KVM_SET_CLOCK, abi_x86.write_clock(clock_ns))
+    def set_clock_ns(self, clock_ns: int, realtime_ns: int | None = None) -> None:
+        """Set the guest's time; with *realtime_ns* the wall time gone since then is added (`clock_has_realtime`)."""
+        abi.put(self.fd, abi_x86.KVM_SET_CLOCK, abi_x86.write_clock(clock_ns, realtime_ns))
+
+    def clock_has_realtime(self) -> bool:
+        """Return whether KVM_SET_CLOCK takes a wall time: KVM_CAP_ADJUST_CLOCK gives the flags that it knows."""
+        return bool(self.extension(abi.KVM_CAP_ADJUST_CLOCK) & abi_x86.KVM_CLOCK_REALTIME)

@@ -1,4 +1,4 @@
-"""The chips that live in KVM beside the vCPUs: PICs and IOAPIC, PIT, the paravirtual clock.
+"""The chips that live in KVM beside the vCPUs: PICs and IOAPIC, PIT.
 
 Loaded after all vCPUs: setting the IOAPIC injects the edges that it holds into the local APICs, and a local APIC set
 later would wipe them.
@@ -6,10 +6,8 @@ later would wipe them.
 
 from typing import Self
 
-from snapkit import host
 from snapkit.state.codec import checked
 from snapkit.state.irqchip_x86 import IrqchipState
-from snapkit.state.kvm_clock import KvmClockState
 from snapkit.state.pit import PitState
 from snapkit.vmm.kvm.vm import VmFd
 
@@ -81,35 +79,3 @@ class Pit:
 
     def save(self) -> PitState:
         return self._vm.get_pit() if self._pending is None else checked(self._pending)
-
-
-class KvmClock:
-    """The guest's paravirtual time. It starts when the machine first runs, not when it is loaded."""
-
-    kind = "kvm-clock"
-
-    def __init__(self, vm: VmFd, pending: KvmClockState | None = None) -> None:
-        self._vm, self._pending = vm, pending
-
-    @classmethod
-    def restore(cls, state: KvmClockState, args: VmFd) -> Self:
-        """Hold *state*, which must have been checked and is only read, until `start_clock`."""
-        return cls(args, state)
-
-    def load(self) -> None:
-        """Nothing is written before the machine runs."""
-
-    def start_clock(self) -> None:
-        """Let the guest's time go on from where it was saved; once, at the first resume."""
-        if self._pending is not None:
-            self._vm.set_clock_ns(self._pending.clock_ns)
-            self._pending = None
-
-    def stop_clock(self) -> None:
-        """It goes on while the machine is paused: the guest's time follows the host's."""
-
-    def save(self) -> KvmClockState:
-        """Read the clock; one that was not started yet is given back as it was."""
-        if self._pending is not None:
-            return checked(self._pending)
-        return KvmClockState(clock_ns=self._vm.get_clock_ns(), realtime_ns=host.realtime_ns())

@@ -12,6 +12,7 @@ from snapkit.state.vcpu_x86_64 import CpuidEntry, Msr
 from snapkit.vmm.kvm.vcpu import VcpuFd
 
 TSC = 0x10
+TSC_ADJUST = 0x3B
 SPEC_CTRL = 0x48
 TSC_DEADLINE = 0x6E0
 _MCG_CAP = 0x179

@@ -1,6 +1,6 @@
 """What makes a machine an x86-64 one: the parts of each kind, where they sit, and what a fresh one begins as."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from snapkit.errors import ConfigError
@@ -8,11 +8,13 @@ from snapkit.state.irqchip_x86 import IrqchipState
 from snapkit.state.kvm_clock import KvmClockState
 from snapkit.state.machine import EM_X86_64
 from snapkit.state.pit import PitState
-from snapkit.state.schema import State
-from snapkit.state.vcpu_x86_64 import CpuidEntry
+from snapkit.state.schema import SectionId, State
+from snapkit.state.vcpu_x86_64 import CpuidEntry, VcpuState
 from snapkit.vmm.arch.x86_64 import layout
-from snapkit.vmm.arch.x86_64.irqchip import Irqchip, KvmClock, Pit
+from snapkit.vmm.arch.x86_64.clock import ClockPolicy, KvmClock, save_together, start_together
+from snapkit.vmm.arch.x86_64.irqchip import Irqchip, Pit
 from snapkit.vmm.arch.x86_64.power import SleepRegisters
+from snapkit.vmm.arch.x86_64.vcpu import X86Vcpu
 from snapkit.vmm.memory import GuestMemory
 from snapkit.vmm.vm import Vm
 
@@ -57,6 +59,22 @@ def make_chip(state: State | None, kind: str, vm: Vm) -> Irqchip | Pit | KvmCloc
 
 
 Chip = Irqchip | Pit | KvmClock
+
+
+def start_clocks(chips: Iterable[Chip], vcpus: Sequence[X86Vcpu], policy: ClockPolicy) -> None:
+    """Set going, at the first resume, what a snapshot holds of time; on the thread of all vCPUs."""
+    for chip in chips:
+        if isinstance(chip, KvmClock):
+            start_together(chip, vcpus, policy)
+
+
+def save_clocks(
+    chips: Iterable[Chip], saved: Mapping[SectionId, State], vcpus: Sequence[tuple[X86Vcpu, VcpuState]]
+) -> None:
+    """Make the clocks in *saved*, and in the states of *vcpus*, those of one moment; on the first vCPU's thread."""
+    states = [state for state in saved.values() if isinstance(state, KvmClockState)]
+    for chip, state in zip((chip for chip in chips if isinstance(chip, KvmClock)), states, strict=True):
+        save_together(chip, state, vcpus)
 
 
 def profile(vm: Vm, name: str) -> list[CpuidEntry]:

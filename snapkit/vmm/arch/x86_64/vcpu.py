@@ -2,8 +2,8 @@
 
 Saving: MP_STATE first (reading it can change the local APIC), events last (reading registers can queue one).
 Loading: CPUID before everything that it bounds, SREGS before the LAPIC (the APIC base), the LAPIC before its MSRs,
-REGS before the events (setting registers clears exceptions). The time-stamp counter, and the deadline that is measured
-by it, are written by `start_clock` when the machine first runs, or they would run on while it waits paused.
+REGS before the events (setting registers clears exceptions). The time-stamp counter is set when the machine first runs
+(`snapkit.vmm.arch.x86_64.clock`), and the timers by `start_timers` after it, or they would run on while it waits paused.
 CPUID is saved as it was told, not as KVM_GET_CPUID2 gives it back: some KVMs (measured: PVM) answer with leaves and
 features of their own host there, which would make a `baseline` snapshot depend on where it was written.
 Source: Documentation/virt/kvm/api.rst, arch/x86/kvm/x86.c.
@@ -12,6 +12,7 @@ Source: Documentation/virt/kvm/api.rst, arch/x86/kvm/x86.c.
 from copy import copy
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from snapkit.state.spec import lapic
 from snapkit.state.vcpu_x86_64 import CpuidEntry, Msr, VcpuState
 from snapkit.vmm.arch.x86_64 import msrs
 from snapkit.vmm.kvm import abi, abi_x86
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
     from snapkit.vmm.arch.x86_64.entry import BootEntry
 
 CLOCK_MSRS = (msrs.TSC, msrs.TSC_DEADLINE)
-"""Written at the first resume, in this order: a deadline is compared with the counter when it is set."""
+"""Not written before the first resume: the counter, then the deadline, which is compared with it when it is set."""
 
 _KVM_CLOCK_MSRS = (0x12, 0x4B564D01)  # MSR_KVM_SYSTEM_TIME and its successor; bit 0: the guest reads the clock there
-_LVT_LINT0, _LVT_LINT1 = 0x350, 0x360
+_WORD_LEN = 4
 _DELIVERY_EXTINT, _DELIVERY_NMI = 0x700, 0x400
 _MISC_ENABLE, _FAST_STRING = 0x1A0, 1
 _MTRR_DEF_TYPE, _MTRR_ON_WRITE_BACK = 0x2FF, 1 << 11 | 6
@@ -51,7 +52,16 @@ class X86Vcpu:
         self._pending = pending
         self._told: list[CpuidEntry] = []
         self._held_clock: dict[int, int] = {}
+        self._held_counts = b""
+        self._adjust = 0
+        self.tsc_offset: int | None = None
+        """As `VcpuFd.get_tsc_offset` said at the last `save`; None for a counter that was not started yet."""
         self._msr_indices: list[int] | None = None
+
+    @property
+    def fd(self) -> VcpuFd:
+        """What KVM holds of it."""
+        return self._fd
 
     @classmethod
     def restore(cls, state: VcpuState, args: VcpuArgs) -> Self:
@@ -62,7 +72,7 @@ class X86Vcpu:
         return cls(state.id, args, state)
 
     def load(self) -> None:
-        """Write the held state into KVM, once, all but the clock."""
+        """Write the held state into KVM, once, all but the counter and what counts by itself."""
         state, self._pending = self._pending, None
         if state is None:
             return
@@ -77,19 +87,28 @@ class X86Vcpu:
         if state.xcrs:
             fd.set_xcrs(state.xcrs)
         fd.set_debugregs(state.debugregs)
-        fd.set_lapic(state.lapic)
+        fd.set_lapic(self._still(state.lapic))
         values = {msr.index: msr.data for msr in state.msrs}
         self._msr_indices = list(values)
         self._held_clock = {index: values.pop(index) for index in CLOCK_MSRS if index in values}
+        self._adjust = values.get(msrs.TSC_ADJUST, 0)
         fd.set_msrs(values)
         fd.set_events(state.events)
         if any(values.get(index, 0) & 1 for index in _KVM_CLOCK_MSRS):
             fd.tell_paused()
 
-    def start_clock(self) -> None:
-        """Set the counter going from where the state left it; once, at the first resume."""
+    def held_counter(self) -> tuple[int, int] | None:
+        """Return the counter to go on from and the guest's own part of it; None when there is none, or it went on."""
+        return (self._held_clock[msrs.TSC], self._adjust) if msrs.TSC in self._held_clock else None
+
+    def start_timers(self) -> None:
+        """Let the local APIC's timer and the deadline go on from the state; once, when the counter was set."""
+        if self._held_counts:
+            # not the page of the state: what the IOAPIC and devices injected since `load` is in KVM's only
+            self._fd.set_lapic(_with_counts(self._fd.get_lapic(), self._held_counts))
+        self._held_clock.pop(msrs.TSC, None)
         self._fd.set_msrs(self._held_clock)
-        self._held_clock = {}
+        self._held_clock, self._held_counts = {}, b""
 
     def save(self) -> VcpuState:
         """Read everything out of KVM; a clock that was not started yet is given back as it was."""
@@ -97,11 +116,12 @@ class X86Vcpu:
         mp_state = fd.get_mp_state()
         regs, sregs = fd.get_regs(), fd.get_sregs()
         xsave, xcrs = fd.get_xsave(self._xsave_len()), fd.get_xcrs()
-        debugregs, lapic = fd.get_debugregs(), fd.get_lapic()
+        debugregs, apic = fd.get_debugregs(), _with_counts(fd.get_lapic(), self._held_counts)
         tsc_khz = self.tsc_khz()
         saved = fd.get_msrs(self._state_msrs(self._told))
         msrs.drop_unkept(saved, self._told)
         self._settle_clock(saved)
+        self.tsc_offset = None if self._held_clock else fd.get_tsc_offset()
         return VcpuState(
             id=self.id,
             mp_state=mp_state,
@@ -111,7 +131,7 @@ class X86Vcpu:
             xsave=xsave,
             xcrs=xcrs,
             debugregs=debugregs,
-            lapic=lapic,
+            lapic=apic,
             cpuid=[copy(entry) for entry in self._told],
             msrs=saved,
             events=fd.get_events(),
@@ -121,10 +141,10 @@ class X86Vcpu:
         """Make a fresh vCPU what firmware would leave: *entry* for the boot CPU, None for one that waits for SIPI."""
         fd = self._fd
         self._tell(cpuid)
-        lapic = bytearray(fd.get_lapic())
-        for register, delivery in ((_LVT_LINT0, _DELIVERY_EXTINT), (_LVT_LINT1, _DELIVERY_NMI)):
-            lapic[register : register + 4] = delivery.to_bytes(4, "little")
-        fd.set_lapic(bytes(lapic))
+        apic = bytearray(fd.get_lapic())
+        for register, delivery in ((lapic.LVT_LINT0, _DELIVERY_EXTINT), (lapic.LVT_LINT1, _DELIVERY_NMI)):
+            apic[register : register + _WORD_LEN] = delivery.to_bytes(4, "little")
+        fd.set_lapic(bytes(apic))
         fd.set_msrs({_MISC_ENABLE: _FAST_STRING, _MTRR_DEF_TYPE: _MTRR_ON_WRITE_BACK})
         if entry is None:
             fd.set_mp_state(abi.KVM_MP_STATE_UNINITIALIZED)
@@ -145,6 +165,14 @@ class X86Vcpu:
     def _tell(self, cpuid: list[CpuidEntry]) -> None:
         self._fd.set_cpuid(cpuid)
         self._told = cpuid
+
+    def _still(self, page: bytes) -> bytes:
+        """Return *page* with its timer stopped, and hold the counts: KVM starts the timer when the page is written."""
+        counts = page[lapic.TMICT : lapic.TMCCT + _WORD_LEN]
+        if not any(counts):
+            return page
+        self._held_counts = counts
+        return _with_counts(page, bytes(len(counts)))
 
     def _xsave_len(self) -> int:
         return max(abi_x86.XSAVE_LEN, self._args.vm.fd.extension(abi.KVM_CAP_XSAVE2))
@@ -167,3 +195,8 @@ class X86Vcpu:
         if deadline is not None and counter is not None and deadline.data == 0:
             # 0 means expired, its interrupt perhaps not yet raised: the counter's own value fires it at once
             deadline.data = counter.data
+
+
+def _with_counts(page: bytes, counts: bytes) -> bytes:
+    """Return the local APIC's *page* with the timer's counts, initial to current; without any, as it is."""
+    return page[: lapic.TMICT] + counts + page[lapic.TMICT + len(counts) :]
