@@ -77,7 +77,7 @@ class KvmClock:
 
     def start(self, policy: ClockPolicy) -> KvmClockState | None:
         """Let the guest's time go on from where it was saved; returns that, None if there is nothing to go on from."""
-        state, self._pending = self._pending, None
+        state = self._pending
         if state is None:
             return None
         if policy == "continue":
@@ -87,6 +87,10 @@ class KvmClock:
         else:
             self.vm.set_clock_ns(state.clock_ns + max(0, host.realtime_ns() - state.realtime_ns) & _U64)
         return state
+
+    def forget_held(self) -> None:
+        """It goes on for good: what was held is over."""
+        self._pending = None
 
     def start_clock(self) -> None:
         """Started with the counters, by `start_together`."""
@@ -122,6 +126,8 @@ def start_together(clock: KvmClock, vcpus: Sequence[X86Vcpu], policy: ClockPolic
             vcpu.fd.set_msrs({msrs.TSC: target + _cycles(since_moment_ns, khz) & _U64})
     for vcpu in vcpus:
         vcpu.start_timers()
+    for part in (clock, *vcpus):  # not before: a resume that failed half-way may be tried again
+        part.forget_held()
 
 
 def save_together(clock: KvmClock, saved: KvmClockState, vcpus: Sequence[tuple[X86Vcpu, VcpuState]]) -> None:

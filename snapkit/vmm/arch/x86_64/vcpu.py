@@ -102,12 +102,14 @@ class X86Vcpu:
         return (self._held_clock[msrs.TSC], self._adjust) if msrs.TSC in self._held_clock else None
 
     def start_timers(self) -> None:
-        """Let the local APIC's timer and the deadline go on from the state; once, when the counter was set."""
+        """Let the local APIC's timer and the deadline go on from the state, when the counter was set."""
         if self._held_counts:
             # not the page of the state: what the IOAPIC and devices injected since `load` is in KVM's only
             self._fd.set_lapic(_with_counts(self._fd.get_lapic(), self._held_counts))
-        self._held_clock.pop(msrs.TSC, None)
-        self._fd.set_msrs(self._held_clock)
+        self._fd.set_msrs({index: data for index, data in self._held_clock.items() if index != msrs.TSC})
+
+    def forget_held(self) -> None:
+        """Its clocks go on for good: what was held of them is over."""
         self._held_clock, self._held_counts = {}, b""
 
     def save(self) -> VcpuState:
