@@ -1,5 +1,6 @@
 """``snapkit restore``."""
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +11,9 @@ from snapkit.cli.session import Session, session_options
 from snapkit.errors import ConfigError, IncompatibleHost
 
 if TYPE_CHECKING:
-    from snapkit.restore.pipeline import Timeline
+    from contextlib import AbstractContextManager
+
+    from snapkit.cli.timeline import TimelineReport
     from snapkit.restore.restore import Prepared
     from snapkit.vmm.arch.x86_64.clock import ClockPolicy
 
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="The guest's clocks go on where they were saved, or further by the wall time since.",
 )
-@click.option("--timeline", is_flag=True, help="Show what each step of the restore took.")
+@click.option("--timeline", is_flag=True, help="Show what each step took, and page faults a second later.")
 @click.option("--verify-memory", is_flag=True, help="Copy memory and check it, instead of mapping the file.")
 @override_options
 @key_option
@@ -62,7 +65,11 @@ def restore(
     if host is not None and not dry_run:
         raise ConfigError("--host judges by another host's facts, so it goes with --dry-run")
     key, overrides = read_key(key_file), asked_overrides(asked)
-    with prepare(file, key=key, paused=paused, architecture=None if host else ARCHITECTURE) as prepared:
+    session = Session(**asked, key=key)
+    with (
+        _reporting(session if timeline and not dry_run else None) as report,
+        prepare(file, key=key, paused=paused, architecture=None if host else ARCHITECTURE) as prepared,
+    ):
         for dropped in prepared.dropped:
             click.echo(f"snapkit: not restored: {dropped}", err=True)
         overrides.require_known(prepared.sections)
@@ -71,23 +78,33 @@ def restore(
         if dry_run:
             _show_steps(prepared, as_json=asked["as_json"])
             return 0
-        session = Session(**asked, parent_id=prepared.image.preamble.snapshot_id, key=key)
+        session.parent_id = prepared.image.preamble.snapshot_id
 
         def build(loop: Any, console: Any) -> Machine:
             copied = verify_memory or key is not None
             machine = Machine(loop, console, verify_memory=copied, overrides=overrides.values, clock=clock)
+            if report is not None:
+                report.watch(machine, loop)
             try:
                 prepared.run(machine)
             except BaseException:
                 machine.close()
                 raise
             finally:
-                if timeline:
-                    _show_timeline(prepared.timeline, session)
+                if report is not None:
+                    report.show(prepared.timeline)
             prepared.close()
             return machine
 
         return session.run(build)
+
+
+def _reporting(session: Session | None) -> "AbstractContextManager[TimelineReport | None]":
+    if session is None:
+        return nullcontext()
+    from snapkit.cli.timeline import TimelineReport
+
+    return TimelineReport(session)
 
 
 def _judge(prepared: "Prepared", path: str) -> None:
@@ -108,14 +125,3 @@ def _show_steps(prepared: "Prepared", *, as_json: bool) -> None:
         return
     for step in steps:
         click.echo(f"{step['stage']:<9} {step['step']}")
-
-
-def _show_timeline(timeline: "Timeline", session: Session) -> None:
-    if session.as_json:
-        session.report["timeline"] = timeline.rows()
-        return
-    click.echo(f"{'stage':<9} {'at us':>8} {'took us':>8} {'calls':>5}  step", err=True)
-    for row in timeline.rows():
-        line = f"{row['stage']:<9} {row['start_us']:>8} {row['us']:>8} {row['calls']:>5}  {row['step']}"
-        click.echo(line, err=True)
-    click.echo(f"total {timeline.total_ns() / 1e6:.2f} ms", err=True)

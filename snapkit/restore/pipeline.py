@@ -50,6 +50,15 @@ class Span(NamedTuple):
     calls: int
 
 
+class StageSum(NamedTuple):
+    """All steps of one stage: how many, how long, their system calls."""
+
+    stage: str
+    steps: int
+    us: int
+    calls: int
+
+
 class Timeline:
     """What ran, when, and how many system calls it took."""
 
@@ -69,6 +78,18 @@ class Timeline:
     def total_ns(self) -> int:
         """From the origin to the end of the last step."""
         return max((span.start_ns + span.length_ns for span in self.spans), default=0)
+
+    def stages(self) -> list[StageSum]:
+        """Sum up the steps by stage, in the order in which the stages began."""
+        by_stage: dict[str, list[Span]] = {}
+        for span in self.spans:
+            by_stage.setdefault(span.stage, []).append(span)
+        return [
+            StageSum(
+                stage, len(spans), sum(span.length_ns for span in spans) // 1000, sum(span.calls for span in spans)
+            )
+            for stage, spans in by_stage.items()
+        ]
 
     def rows(self) -> list[dict[str, int | str]]:
         """As plain data, for JSON."""

@@ -76,6 +76,7 @@ class Machine:
         self.run_state = RunState.BUILDING
         self.stop_info: Stop | None = None
         self.boot_source: BootConfig | None = None
+        self.on_first_resume: Callable[[], None] | None = None
         self._kvm: Kvm | None = None
         self._vm: Vm | None = None
         self._memory: GuestMemory | None = None
@@ -309,6 +310,8 @@ class Machine:
         self.run_state = RunState.RUNNING
         for vcpu in vcpus:
             vcpu.thread.resume()
+        if self.on_first_resume is not None and not self._was_paused:
+            self.on_first_resume()
 
     def pause(self) -> None:
         """Park every vCPU with no exit in flight."""

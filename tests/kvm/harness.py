@@ -19,7 +19,9 @@ from snapkit.restore.pipeline import Timeline, run_steps
 from snapkit.restore.restore import prepare
 from snapkit.restore.save import save_snapshot
 from snapkit.restore.target import Target
+from snapkit.state.schema import SectionId
 from snapkit.units import MIB, Hva
+from snapkit.vmm.arch.x86_64.clock import ClockPolicy
 from snapkit.vmm.backends.console import Console
 from snapkit.vmm.loop import Loop
 from snapkit.vmm.machine import BootConfig, Machine, Vcpu
@@ -146,11 +148,18 @@ def restored(
     verify_memory: bool = False,
     before: str | None = None,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    clock: ClockPolicy = "continue",
+    change: Callable[[Mapping[SectionId, Any]], None] = lambda _states: None,
 ) -> Iterator[Rig]:
-    """The machine of a snapshot, paused. *before* names the stage that is the first not to be run."""
+    """The machine of a snapshot, paused.
+
+    *before* names the stage that is the first not to be run; *change* edits the states as if the file had them so.
+    """
     tape = Tape()
-    with Loop() as loop, Machine(loop, tape, verify_memory=verify_memory, overrides=overrides) as machine:
+    options: dict[str, Any] = {"verify_memory": verify_memory, "overrides": overrides, "clock": clock}
+    with Loop() as loop, Machine(loop, tape, **options) as machine:
         with prepare(path, paused=True) as prepared:
+            change(prepared.sections)
             steps = prepared.steps
             if before is not None:
                 steps = steps[: [step.stage for step in steps].index(before)]

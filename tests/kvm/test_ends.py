@@ -123,6 +123,30 @@ def test_a_snapshot_stops_the_machine_and_a_restore_goes_on(tmp_path):
     assert "load vcpu-x86-64/0" in second.stderr
 
 
+def test_a_timeline_tells_steps_stages_and_memory_as_far_as_the_machine_got(tmp_path):
+    path = str(tmp_path / "demo.snap")
+    finished("boot", DEMO, *SMALL, "--snapshot-when", "tick 20", "--snapshot-to", path)
+    long = finished("restore", path, "--timeline", "--timeout", "3", "--serial", "null")
+    assert "snapkit: resume (at " in long.stderr
+    assert "snapkit: a second later (at " in long.stderr
+    words = ("restore", path, "--timeline", "--json", "--serial", "null")
+    done = json.loads(finished(*words, "--timeout", "3").stdout)
+    stages = {stage["stage"]: stage for stage in done["stages"]}
+    assert [*stages] == ["open", "decode", "upgrade", "check", "plan", "rebuild", "wire", "load", "activate", "run"]
+    for name in ("steps", "calls"):
+        steps = [1 if name == "steps" else step["calls"] for step in done["timeline"]]
+        assert sum(stage[name] for stage in stages.values()) == sum(steps)
+    first, later = done["observed"]
+    assert (first["when"], later["when"]) == ("resume", "a second later")
+    assert later["at_us"] - first["at_us"] > 900_000
+    assert 0 < first["own_pages"] <= first["resident_pages"] <= later["resident_pages"] <= later["ram_pages"] == 512
+    assert 0 < first["minor_faults"] <= later["minor_faults"]
+    short = json.loads(finished(*words, "--timeout", "0.3").stdout)
+    assert [row["when"] for row in short["observed"]] == ["resume"]
+    paused = json.loads(finished(*words, "--paused", "--timeout", "0.2").stdout)
+    assert (paused["observed"], "run" in [stage["stage"] for stage in paused["stages"]]) == ([], False)
+
+
 def test_a_snapshot_that_cannot_be_written_lets_the_machine_go_on_when_told_to(tmp_path):
     where = str(tmp_path / "missing" / "demo.snap")
     words = ("boot", DEMO, *SMALL, "--snapshot-when", "tick 10", "--snapshot-to", where)

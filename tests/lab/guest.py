@@ -11,6 +11,8 @@ The kernel's command line chooses what it does, `scenario=NAME`:
 | `reboot`   | reboots; with `reboot=t` on the command line that is a triple fault |
 | `panic`    | crashes the kernel by SysRq |
 
+With `worker=sampler`, `count` prints `S<cpu> <n> <uptime> <wall clock, seconds>` instead.
+
 `<sum>` runs over all the work between lines (`work=` steps a line, `advance`), so that lost or repeated work shows as
 well as lost or repeated lines. The report is `DMESG-BEGIN` .. `DMESG-END`, `INTERRUPTS-BEGIN` .. `INTERRUPTS-END`,
 `CLOCKSOURCE <name>`, `UPTIME <seconds>`, `END`. `MARK` is in the kernel's log as `KERNEL_MARK` too; `dmesg=mark` shortens
@@ -49,12 +51,13 @@ dmesg -n 1
 stty -echo
 [ -e /modules/load ] && . /modules/load
 
-scenario=none count={COUNT} work={WORK} dmesg=all
+scenario=none count={COUNT} work={WORK} worker=worker dmesg=all
 for word in $(cat /proc/cmdline); do
     case $word in
         scenario=*) scenario=${{word#*=}} ;;
         count=*) count=${{word#*=}} ;;
         work=*) work=${{word#*=}} ;;
+        worker=*) worker=${{word#*=}} ;;
         dmesg=*) dmesg=${{word#*=}} ;;
     esac
 done
@@ -73,7 +76,7 @@ case $scenario in
         echo MARK
         cpu=0
         while [ -e /sys/devices/system/cpu/cpu$cpu ]; do
-            taskset -c $cpu /bin/busybox sh /bin/worker $cpu &
+            taskset -c $cpu /bin/busybox sh /bin/$worker $cpu &
             cpu=$((cpu + 1))
         done
         wait
@@ -121,6 +124,15 @@ while [ $n -lt $count ]; do
     done
     read -r up idle </proc/uptime
     echo "W$1 $n $s $up"
+done
+"""
+
+_SAMPLER = """#!/bin/busybox sh
+n=0
+while [ $n -lt $count ]; do
+    n=$((n + 1))
+    read -r up idle </proc/uptime
+    echo "S$1 $n $up $(date +%s)"
 done
 """
 
@@ -176,6 +188,7 @@ def _root() -> Initramfs:
     archive.file("bin/busybox", busybox().read_bytes(), executable=True)
     archive.link("bin/sh", "busybox")
     archive.file("bin/worker", _WORKER.encode(), executable=True)
+    archive.file("bin/sampler", _SAMPLER.encode(), executable=True)
     archive.file("init", _INIT.encode(), executable=True)
     for folder in ("proc", "sys"):
         archive.folder(folder)
