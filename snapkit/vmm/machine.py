@@ -66,10 +66,7 @@ class Machine:
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
         clock: ClockPolicy = "continue",
     ) -> None:
-        """*overrides* say, by device id, what host ends a restore uses instead of the saved ones.
-
-        *clock* says where a restored guest's clocks go on: where they were saved, or further by the wall time since.
-        """
+        """*overrides*: host ends instead of the saved ones, by device id. *clock*: where a restored guest's clocks go on."""
         # Configuration
         self._loop, self._verify_memory, self._clock = loop, verify_memory, clock
         # Runtime glue

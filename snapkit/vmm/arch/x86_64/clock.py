@@ -111,23 +111,25 @@ def start_together(clock: KvmClock, vcpus: Sequence[X86Vcpu], policy: ClockPolic
     A machine that was booted has nothing to go on from: its clocks run since KVM made them.
     """
     state = clock.start(policy)
-    counters = [counter for vcpu in vcpus if (counter := vcpu.held_counter()) is not None]
-    if state is None or len(counters) != len(vcpus):
+    if state is None:
         return
-    first = vcpus[0].fd
-    khz, offset, moment = first.get_tsc_khz(), first.get_tsc_offset(), read_moment(clock.vm, first)
-    since_ns = moment.clock_ns - state.clock_ns & _U64
-    for vcpu, counter in zip(vcpus, in_step(counters, khz), strict=True):
-        target = counter + _cycles(since_ns, khz)
-        if offset is not None:
-            vcpu.fd.set_tsc_offset(offset + target - moment.tsc & _U64)
-        else:
-            since_moment_ns = host.monotonic_ns() - moment.monotonic_ns
-            vcpu.fd.set_msrs({msrs.TSC: target + _cycles(since_moment_ns, khz) & _U64})
+    held = [(vcpu.fd, counter) for vcpu in vcpus if (counter := vcpu.held_counter()) is not None]
+    if held:
+        first = vcpus[0].fd
+        khz, offset, moment = first.get_tsc_khz(), first.get_tsc_offset(), read_moment(clock.vm, first)
+        since_ns = moment.clock_ns - state.clock_ns & _U64
+        for (fd, _), saved in zip(held, in_step([counter for _, counter in held], khz), strict=True):
+            target = saved + _cycles(since_ns, khz)
+            if offset is not None:
+                fd.set_tsc_offset(offset + target - moment.tsc & _U64)
+            else:
+                since_moment_ns = host.monotonic_ns() - moment.monotonic_ns
+                fd.set_msrs({msrs.TSC: target + _cycles(since_moment_ns, khz) & _U64})
     for vcpu in vcpus:
         vcpu.start_timers()
-    for part in (clock, *vcpus):  # not before: a resume that failed half-way may be tried again
-        part.forget_held()
+    clock.forget_held()  # nothing is forgotten before: a resume that failed half-way may be tried again
+    for vcpu in vcpus:
+        vcpu.forget_held()
 
 
 def save_together(clock: KvmClock, saved: KvmClockState, vcpus: Sequence[tuple[X86Vcpu, VcpuState]]) -> None:
