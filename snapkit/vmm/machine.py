@@ -47,13 +47,6 @@ class BootConfig(NamedTuple):
     transport: "Transport | None" = None
 
 
-class Vcpu:
-    """A vCPU: its thread and its state in KVM, which is only touched through `VcpuThread.post` and `call`."""
-
-    def __init__(self, thread: VcpuThread, state: X86Vcpu) -> None:
-        self.thread, self.state = thread, state
-
-
 class Machine:
     """One machine. The methods below are called on the main thread; vCPU threads only call the sink's."""
 
@@ -66,7 +59,7 @@ class Machine:
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
         clock: ClockPolicy = "continue",
     ) -> None:
-        """*overrides*: host ends instead of the saved ones, by device id. *clock*: where a restored guest's clocks go on."""
+        """*overrides*: host ends instead of saved ones, by device id. *clock*: where a restored guest's clocks go on."""
         # Configuration
         self._loop, self._verify_memory, self._clock = loop, verify_memory, clock
         # Runtime glue
@@ -81,7 +74,7 @@ class Machine:
         self.board = Board(loop, console, self, overrides)
         # Guest-visible state
         self._state: MachineState | None = None
-        self._vcpus: dict[SectionId, Vcpu] = {}
+        self._vcpus: dict[SectionId, platform.Vcpu] = {}
         self._chips: dict[SectionId, platform.Chip] = {}
 
     # Making one
@@ -231,7 +224,7 @@ class Machine:
         elif state is not None:
             self.board.construct(section, state)
 
-    def _make_vcpu(self, vm: Vm, section: SectionId, state: State | None) -> Vcpu:
+    def _make_vcpu(self, vm: Vm, section: SectionId, state: State | None) -> platform.Vcpu:
         machine = self._need_state()
         number = int(section.instance)
         fd = vm.fd.create_vcpu(number)
@@ -243,7 +236,7 @@ class Machine:
         except BaseException:
             fd.close()
             raise
-        return Vcpu(thread, inside)
+        return platform.Vcpu(thread, inside)
 
     def discard(self, section: SectionId) -> None:
         """Take the part *section* back; a chip goes with its VM."""
@@ -300,7 +293,7 @@ class Machine:
             for job in [vcpu.thread.post(vcpu.state.tell_paused) for vcpu in vcpus]:
                 job.wait()
         else:  # nobody was in KVM_RUN yet, so this thread may; every counter is set before any vCPU reads one
-            platform.start_clocks(self._chips.values(), [vcpu.state for vcpu in vcpus], self._clock)
+            platform.start_clocks(self._chips.values(), vcpus, self._clock)
         for chip in self._chips.values():
             chip.start_clock()
         self.board.run()
@@ -410,9 +403,7 @@ class Machine:
         devices = self.board.save()
         vcpus = {section: vcpu.thread.call(vcpu.state.save) for section, vcpu in self._vcpus.items()}
         chips = {section: chip.save() for section, chip in self._chips.items()}
-        parts = [(vcpu.state, vcpus[section]) for section, vcpu in self._vcpus.items()]
-        leader = next(iter(self._vcpus.values()))
-        leader.thread.call(partial(platform.save_clocks, self._chips.values(), chips, parts))
+        platform.save_clocks(self._chips.values(), chips, self._vcpus, vcpus)
         first: dict[SectionId, State] = {
             SectionId("machine", "0"): checked(self._need_state()),
             SectionId("memory-layout", "0"): memory.save(),

@@ -22,9 +22,10 @@ from snapkit.restore.target import Target
 from snapkit.state.schema import SectionId
 from snapkit.units import MIB, Hva
 from snapkit.vmm.arch.x86_64.clock import ClockPolicy
+from snapkit.vmm.arch.x86_64.platform import Vcpu
 from snapkit.vmm.backends.console import Console
 from snapkit.vmm.loop import Loop
-from snapkit.vmm.machine import BootConfig, Machine, Vcpu
+from snapkit.vmm.machine import BootConfig, Machine
 from snapkit.vmm.parts.fresh import Asked, Transport
 from snapkit.vmm.run_state import RunState
 from snapkit.vmm.vm import Vm

@@ -2,7 +2,7 @@
 
 import pytest
 
-from snapkit import host
+from snapkit import host, host_memory
 from snapkit.errors import HostError
 from snapkit.restore.observe import Observer, resident_pages
 from snapkit.restore.pipeline import Span, Timeline
@@ -39,21 +39,23 @@ def test_only_what_is_mapped_as_guest_ram_counts(spans, found):
 
 def test_each_look_counts_faults_since_the_beginning_and_pages_as_they_are_now():
     length = PAGES * PAGE_LEN
-    access = host.PROT_READ | host.PROT_WRITE
-    address = host.mmap(length, access, host.MAP_PRIVATE | host.MAP_ANONYMOUS | host.MAP_NORESERVE)
+    access = host_memory.PROT_READ | host_memory.PROT_WRITE
+    address = host_memory.mmap(
+        length, access, host_memory.MAP_PRIVATE | host_memory.MAP_ANONYMOUS | host_memory.MAP_NORESERVE
+    )
     spans = [(0, address, length)]
     try:
-        host.madvise(address, length, host.MADV_DONTDUMP)  # a mapping of its own, whatever lies beside it
+        host_memory.madvise(address, length, host_memory.MADV_DONTDUMP)  # a mapping of its own, whatever lies beside it
         with Observer() as observer:
             first = observer.look("before", spans)
-            view = host.view(address, length)
+            view = host_memory.view(address, length)
             for at in range(0, length // 2, PAGE_LEN):
                 view[at] = 1
             view.release()
             second = observer.look("after", spans)
             assert observer.rows == [first, second]
     finally:
-        host.munmap(address, length)
+        host_memory.munmap(address, length)
     assert (first.resident_pages, first.own_pages, first.ram_pages) == (0, 0, PAGES)
     assert PAGES // 2 <= second.resident_pages == second.own_pages <= PAGES
     assert second.minor_faults > first.minor_faults >= 0

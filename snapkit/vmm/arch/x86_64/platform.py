@@ -1,7 +1,8 @@
 """What makes a machine an x86-64 one: the parts of each kind, where they sit, and what a fresh one begins as."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from snapkit.errors import ConfigError
 from snapkit.state.irqchip_x86 import IrqchipState
@@ -16,6 +17,7 @@ from snapkit.vmm.arch.x86_64.irqchip import Irqchip, Pit
 from snapkit.vmm.arch.x86_64.power import SleepRegisters
 from snapkit.vmm.arch.x86_64.vcpu import X86Vcpu
 from snapkit.vmm.memory import GuestMemory
+from snapkit.vmm.vcpu import VcpuThread
 from snapkit.vmm.vm import Vm
 
 if TYPE_CHECKING:
@@ -61,20 +63,32 @@ def make_chip(state: State | None, kind: str, vm: Vm) -> Irqchip | Pit | KvmCloc
 Chip = Irqchip | Pit | KvmClock
 
 
-def start_clocks(chips: Iterable[Chip], vcpus: Sequence[X86Vcpu], policy: ClockPolicy) -> None:
-    """Set going, at the first resume, what a snapshot holds of time; on the thread of all vCPUs."""
+class Vcpu(NamedTuple):
+    """A vCPU: its thread and its state in KVM, which is only touched through `VcpuThread.post` and `call`."""
+
+    thread: VcpuThread
+    state: X86Vcpu
+
+
+def start_clocks(chips: Iterable[Chip], vcpus: Iterable[Vcpu], policy: ClockPolicy) -> None:
+    """Set going, at the first resume, what a snapshot holds of time; before any vCPU was in KVM_RUN."""
     for chip in chips:
         if isinstance(chip, KvmClock):
-            start_together(chip, vcpus, policy)
+            start_together(chip, [vcpu.state for vcpu in vcpus], policy)
 
 
 def save_clocks(
-    chips: Iterable[Chip], saved: Mapping[SectionId, State], vcpus: Sequence[tuple[X86Vcpu, VcpuState]]
+    chips: Iterable[Chip],
+    saved: Mapping[SectionId, State],
+    vcpus: Mapping[SectionId, Vcpu],
+    states: Mapping[SectionId, VcpuState],
 ) -> None:
-    """Make the clocks in *saved*, and in the states of *vcpus*, those of one moment; on the first vCPU's thread."""
-    states = [state for state in saved.values() if isinstance(state, KvmClockState)]
-    for chip, state in zip((chip for chip in chips if isinstance(chip, KvmClock)), states, strict=True):
-        save_together(chip, state, vcpus)
+    """Make the clocks in *saved*, and the counters in the *states* of *vcpus*, those of one moment."""
+    first = next(iter(vcpus.values()))
+    parts = [(vcpu.state, states[section]) for section, vcpu in vcpus.items()]
+    clocks = [state for state in saved.values() if isinstance(state, KvmClockState)]
+    for chip, clock in zip((chip for chip in chips if isinstance(chip, KvmClock)), clocks, strict=True):
+        first.thread.call(partial(save_together, chip, clock, parts))
 
 
 def profile(vm: Vm, name: str) -> list[CpuidEntry]:
