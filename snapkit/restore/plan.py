@@ -53,7 +53,7 @@ LOAD_ORDER = (
     ("vcpu-x86-64", "local APICs before the IOAPIC: setting a LAPIC wipes what the IOAPIC injected"),
     ("irqchip-x86", "after every LAPIC; the PICs and then the IOAPIC, which injects the edges that it holds"),
     ("pit", "holds its state until *run*: KVM starts it when it is written"),
-    ("kvm-clock", "written in *run*; here for completeness"),
+    ("kvm-clock", "started in *run*, with the counters; here for completeness"),
 )
 
 Steps = list[Step[Target]]

@@ -40,7 +40,6 @@ client that is slow, silent or broken loses its connection, and the guest never 
 until the disk has it, the guest only while its memory is read.
 
 Not done: aarch64, devices that come or go while the machine runs, more than one PCI bus, packed queues. A save holds
-the loop while a disk's worker ends what it is at. The local APIC's timer starts when it is loaded, not when a machine
-restored as paused is first resumed. A terminal stopped by ^S can hold the event loop for one write. Each pause restarts
-the PIT's period.
+the loop while a disk's worker ends what it is at. A terminal stopped by ^S can hold the event loop for one write. Each
+pause restarts the PIT's period.
 """

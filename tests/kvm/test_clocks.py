@@ -4,6 +4,7 @@ A KVM that cannot move a counter (measured: PVM) gives every guest the host's; w
 KVM lets it be set, which `tests/lab/test_time.py` has for certain, and that counters are in step everywhere.
 """
 
+import errno
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from snapkit import host
+from snapkit.errors import HostError
 from snapkit.restore.equality import Elapsed, differences
 from snapkit.restore.image import Image
 from snapkit.state.schema import SectionId
@@ -21,6 +23,7 @@ from snapkit.vmm.arch.x86_64 import layout
 from snapkit.vmm.arch.x86_64.clock import ClockPolicy
 from snapkit.vmm.parts.fresh import Asked
 from tests.guests.build import guest
+from tests.kvm.commands import finished
 from tests.kvm.harness import DEMO, Rig, booted, restored
 
 HOUR_NS = 3600 * 10**9
@@ -164,6 +167,40 @@ def word(page: bytes, at: int) -> int:
 
 def is_requested(page: bytes, vector: int) -> bool:
     return bool(word(page, lapic.IRR + 16 * (vector // 32)) >> vector % 32 & 1)
+
+
+@pytest.mark.parametrize(
+    "call", ["KVM_SET_CLOCK", "KVM_GET_CLOCK", "KVM_SET_DEVICE_ATTR", "KVM_SET_LAPIC", "KVM_SET_PIT2"]
+)
+def test_a_first_resume_that_failed_half_way_may_be_tried_again_and_loses_nothing(files, call):
+    failed: list[str] = []
+
+    def hook(name: str, _arguments: tuple[object, ...]) -> None:
+        if name == call:
+            failed.append(name)
+            raise OSError(errno.EIO, "injected")
+
+    saved = states_of(files[2])[CLOCK]
+    with restored(files[2]) as rig:
+        with host.inject(hook), pytest.raises(HostError, match=call):
+            rig.machine.resume()
+        assert failed == [call]
+        linger()
+        before_ns = host.monotonic_ns()
+        rig.machine.resume()
+        assert rig.vm.fd.get_clock_ns() - saved.clock_ns >= 0
+        if call != "KVM_SET_PIT2":  # the last of them: by then all other clocks went on
+            assert rig.vm.fd.get_clock_ns() - saved.clock_ns <= host.monotonic_ns() - before_ns
+        rig.tape.wait_for("lapic", times=2)
+        assert len(offsets(rig)) == 1
+
+
+def test_the_command_line_takes_a_policy_and_no_other(files):
+    done = finished("restore", files[2], "--clock", "realtime", "--exit-when", "lapic", "--serial", "null")
+    assert done.returncode == 0, done.stderr
+    done = finished("restore", files[2], "--clock", "yesterday")
+    assert done.returncode == 2
+    assert "realtime" in done.stderr
 
 
 def test_the_watchdog_of_every_cpu_is_told_of_the_restore_and_of_each_pause_before_the_guest_goes_on(files):

@@ -147,6 +147,32 @@ def test_a_timeline_tells_steps_stages_and_memory_as_far_as_the_machine_got(tmp_
     assert (paused["observed"], "run" in [stage["stage"] for stage in paused["stages"]]) == ([], False)
 
 
+def test_a_machine_restored_paused_is_observed_from_its_first_resume(tmp_path):
+    path, control = str(tmp_path / "demo.snap"), str(tmp_path / "c.sock")
+    finished("boot", DEMO, *SMALL, "--snapshot-when", "tick 20", "--snapshot-to", path)
+    words = (
+        "restore",
+        path,
+        "--paused",
+        "--control",
+        control,
+        "--timeline",
+        "--exit-when",
+        "tick 40",
+        "--timeout",
+        "60",
+    )
+    with running(*words) as command:
+        assert command.process.stderr is not None
+        while not os.path.exists(control):
+            assert command.process.poll() is None
+            os.sched_yield()
+        assert finished("resume", control).returncode == 0
+        assert command.code() == 0
+        told = command.errors()
+    assert told.index("total ") < told.index("snapkit: resume (at ")
+
+
 def test_a_snapshot_that_cannot_be_written_lets_the_machine_go_on_when_told_to(tmp_path):
     where = str(tmp_path / "missing" / "demo.snap")
     words = ("boot", DEMO, *SMALL, "--snapshot-when", "tick 10", "--snapshot-to", where)

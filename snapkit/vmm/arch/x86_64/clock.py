@@ -117,7 +117,7 @@ def start_together(clock: KvmClock, vcpus: Sequence[X86Vcpu], policy: ClockPolic
     if held:
         first = vcpus[0].fd
         khz, offset, moment = first.get_tsc_khz(), first.get_tsc_offset(), read_moment(clock.vm, first)
-        since_ns = moment.clock_ns - state.clock_ns & _U64
+        since_ns = max(0, _signed(moment.clock_ns - state.clock_ns))  # what KVM gives back is rounded
         for (fd, _), saved in zip(held, in_step([counter for _, counter in held], khz), strict=True):
             target = saved + _cycles(since_ns, khz)
             if offset is not None:
@@ -178,9 +178,14 @@ def in_step(counters: Sequence[tuple[int, int]], khz: int) -> list[int]:
     base = counters[0][0] - counters[0][1]
     together = []
     for counter, adjust in counters:
-        skew = (counter - adjust - base + _SIGN & _U64) - _SIGN
+        skew = _signed(counter - adjust - base)
         together.append(base + adjust & _U64 if abs(skew) < _cycles(_NS_PER_S, khz) else counter)
     return together
+
+
+def _signed(difference: int) -> int:
+    """Return a difference of two 64-bit counts as the shorter way between them."""
+    return (difference + _SIGN & _U64) - _SIGN
 
 
 def _cycles(ns: int, khz: int) -> int:

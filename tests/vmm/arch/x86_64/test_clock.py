@@ -48,7 +48,7 @@ class World:
 
 class FakeVm:
     def __init__(self, world: World, *, has_realtime: bool = True) -> None:
-        self.world, self.has_realtime = world, has_realtime
+        self.world, self.has_realtime, self.rounding_ns = world, has_realtime, 0
         self.base_ns = -world.now_ns
         self.created_ns = world.now_ns
         self.last_write = (0, world.now_ns, -world.counter)
@@ -58,7 +58,7 @@ class FakeVm:
 
     def get_clock_ns(self) -> int:
         self.world.pass_time()
-        return self.clock_now_ns()
+        return self.clock_now_ns() - self.rounding_ns
 
     def set_clock_ns(self, clock_ns: int, realtime_ns: int | None = None) -> None:
         self.world.pass_time()
@@ -234,6 +234,16 @@ def test_realtime_moves_every_clock_by_the_wall_time_since_the_save_and_never_ba
     assert 0 <= vm.clock_now_ns() - MINUTE_NS - moved_ns <= 50_000
     for vcpu in vcpus:
         assert abs(vcpu.tsc - 10**14 - moved_ns * KHZ // 1_000_000) < 50 * KHZ // 1000
+
+
+def test_a_clock_that_kvm_gives_back_a_little_less_than_it_was_set_takes_no_counter_anywhere(monkeypatch):
+    world = World([1])
+    vm: Any = FakeVm(world)
+    vm.rounding_ns = 1000
+    vcpus: Any = [FakeVcpu(vm, (10**14, 0))]
+    monkeypatch.setattr(module, "host", world)
+    start_together(KvmClock.restore(KvmClockState(clock_ns=MINUTE_NS, realtime_ns=0), vm), vcpus, "continue")
+    assert 0 <= vcpus[0].tsc - 10**14 < KHZ
 
 
 def test_continue_leaves_the_wall_time_out():
