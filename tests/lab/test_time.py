@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
 
 RUN_S = 200  # ten times the usual
 HOUR_S = 3600
-SAMPLES, SNAPSHOT_AT = 24, "S0 8 "
+SAMPLES, SNAPSHOT_AT = 24, "S0 4 "
 SLACK_S = 3  # `date` says whole seconds; a guest's start has read them once more
 PROBE = Path(__file__).parent / "inside_clocks.py"
 COMPLAINTS = re.compile(r"stall|lockup|stuck|unstable|skew|blocked for more|clocksource", re.IGNORECASE)
@@ -98,9 +98,10 @@ def test_the_guest_sampled_to_its_end_and_its_monotonic_clock_never_went_back(sn
 
 
 def test_the_wall_clock_is_as_the_policy_says(snapshot: Saved, later: Later) -> None:
-    """What a CPU printed first may have been read before it was saved."""
+    """What a CPU printed first may have been read before it was saved; CPU 1 may have been done by then."""
     before, after = samples(snapshot.result.stdout), samples(later.result.stdout)
-    for cpu in (0, 1):
+    assert len(after[0]) > SAMPLES // 2
+    for cpu in (cpu for cpu in after if len(after[cpu]) > 1):
         last, first = before[cpu][-1], after[cpu][1]
         away_s = HOUR_S if policy(later) == "realtime" else 0
         ran_s = snapshot.result.seconds + later.result.seconds
