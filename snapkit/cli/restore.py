@@ -117,11 +117,11 @@ def _judge(prepared: "Prepared", path: str) -> None:
 
 
 def _show_steps(prepared: "Prepared", *, as_json: bool) -> None:
-    steps = [{"stage": step.stage, "step": step.name} for step in prepared.steps]
     if as_json:
         import json
 
+        steps = [{"stage": step.stage, "step": step.name, "reasons": list(step.reasons)} for step in prepared.steps]
         click.echo(json.dumps({"steps": steps}))
         return
-    for step in steps:
-        click.echo(f"{step['stage']:<9} {step['step']}")
+    for step in prepared.steps:
+        click.echo(f"{step.stage:<9} {step.name}")

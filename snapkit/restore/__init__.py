@@ -17,7 +17,9 @@
 
 Everything from *claim* on is a `Step` with its undo, run by one small engine (`pipeline`): a restore that fails leaves
 no fd, thread, mapping, lock or file. What the operator says of a device's host end instead of what was saved goes to
-the target, not through here: a plan is the same wherever it is carried out.
+the target, not through here: a plan is the same wherever it is carried out. The order of stages, of construction and of
+loading is data, tables of edges with a reason each (`orders`), as that inside of a vCPU is (`vmm.arch`): a table that
+contradicts itself cannot be imported, and what comes of swapping an edge is shown on KVM by tests.
 
 Checks are small functions, one module a concern (`check`): the machine itself, devices as a whole, interrupts. They
 hold everything that rebuilding relies on, so that a file which passes cannot fail there for its own sake; and nothing

@@ -4,27 +4,12 @@ The engine knows nothing of machines. A step that fails has undone what it did i
 before it. A failure on the way back is added to the error that caused it, never put in its place.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from snapkit import host
 
 T = TypeVar("T")
-
-STAGES = (
-    "open",
-    "verify",
-    "decode",
-    "upgrade",
-    "check",
-    "plan",
-    "claim",
-    "rebuild",
-    "wire",
-    "load",
-    "activate",
-    "run",
-)
 
 
 def dies_with_vm(_target: object) -> None:
@@ -38,6 +23,8 @@ class Step(NamedTuple, Generic[T]):
     name: str
     do: Callable[[T], None]
     undo: Callable[[T], None] | None = None
+    reasons: Sequence[str] = ()
+    """Why it stands where it does in its stage."""
 
 
 class Span(NamedTuple):

@@ -27,6 +27,7 @@ from snapkit.vmm.loop import Loop
 from snapkit.vmm.memory import FilePages, GuestMemory
 from snapkit.vmm.parts.board import CONSTRUCT_ORDER, Board, module_of
 from snapkit.vmm.run_state import Reason, RunState, Stop
+from snapkit.vmm.save_order import read_in_order
 from snapkit.vmm.vcpu import VcpuThread
 from snapkit.vmm.vm import Vm
 
@@ -397,18 +398,17 @@ class Machine:
         self.board.prepare_save()
 
     def save(self) -> dict[SectionId, State]:
-        """Return the state of everything: devices before the CPUs that they interrupt, chips and clock last."""
+        """Return the state of everything, read in the order of `save_order`."""
         self._require("save", RunState.PAUSED, "pause it first")
-        memory = self._need_memory()
-        devices = self.board.save()
-        vcpus = {section: vcpu.thread.call(vcpu.state.save) for section, vcpu in self._vcpus.items()}
-        chips = {section: chip.save() for section, chip in self._chips.items()}
-        platform.save_clocks(self._chips.values(), chips, self._vcpus, vcpus)
         first: dict[SectionId, State] = {
             SectionId("machine", "0"): checked(self._need_state()),
-            SectionId("memory-layout", "0"): memory.save(),
+            SectionId("memory-layout", "0"): self._need_memory().save(),
         }
-        return first | vcpus | chips | devices
+        vcpus = {section: partial(vcpu.thread.call, vcpu.state.save) for section, vcpu in self._vcpus.items()}
+        others = {section: held.save for section, held in (*self._chips.items(), *self.board.parts.items())}
+        saved = read_in_order({**vcpus, **others})
+        platform.save_clocks(self._chips.values(), self._vcpus, saved)
+        return first | saved
 
     @property
     def state(self) -> MachineState:

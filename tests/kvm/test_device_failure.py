@@ -9,7 +9,7 @@ import fcntl
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ import pytest
 
 from snapkit import host
 from snapkit.errors import HostError, SnapkitError
-from snapkit.restore.pipeline import Timeline, run_steps
+from snapkit.restore.pipeline import Step, Timeline, run_steps
 from snapkit.restore.restore import prepare
 from snapkit.restore.save import save_snapshot
 from snapkit.restore.target import Target
@@ -31,12 +31,14 @@ from snapkit.vmm.run_state import RunState
 from tests.guests.build import guest
 from tests.guests.device_lines import device_sums
 from tests.kvm.harness import Rig, Tape, booted, restored, spoiled
+from tests.kvm.taps import free_taps, own_taps
 
 Hook = Callable[[str, tuple[object, ...]], None]
 CALLS_MAX = 600
 MEMORY = 4 * MIB
 STEP = 5
 SEED = 20
+TAP = "tap0"
 EIO = re.compile("EIO|Input/output error")
 SLICES = [pytest.param(False, id="slice"), pytest.param(True, id="every-call", marks=pytest.mark.soak)]
 
@@ -70,6 +72,7 @@ class Ends:
             Asked("virtio-block", "root", {"path": self.image, "overlay": str(self.folder)}),
             Asked("virtio-rng", "rng"),
             Asked("virtio-balloon", "balloon"),
+            Asked("virtio-net", "eth0", {"tap": TAP}),
             Asked("virtio-vsock", "v0", {"cid": "3", "uds": self.uds}),
         )
 
@@ -77,14 +80,21 @@ class Ends:
         return [str(path) for path in self.folder.glob("*.overlay")]
 
     def check(self, context: object, *, there: Iterable[str] = ("base.img",)) -> None:
-        """Assert that nothing is there but what is named, and nobody has a lock on it."""
+        """Assert that nothing is there but what is named, that nobody has a lock on it, nor the TAP."""
         assert sorted(os.listdir(self.folder)) == sorted(there), context
+        assert free_taps() == [TAP], context
         for path in (self.image, *self.overlays()):
             fd = os.open(path, os.O_RDWR)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             finally:
                 os.close(fd)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _taps() -> Iterator[None]:
+    with own_taps(TAP):
+        yield
 
 
 def sums_of(text: str) -> list[str]:
@@ -192,8 +202,9 @@ def test_a_machine_whose_first_resume_fails_leaves_nothing_once_it_is_closed(end
             break
 
 
-RESTORE_TOLERATED = re.compile(r"unlink\(|data_ranges|_seek|epoll_control")
-"""As in a boot. And when a socket device cannot watch its listener, it tries again a second later: once, not for others."""
+RESTORE_TOLERATED = re.compile(r"unlink\(|data_ranges|_seek|epoll_control|readv")
+"""As in a boot. A socket device that cannot watch its listener tries again a second later: once, not for others. A card
+whose TAP cannot be read takes no more from it, and its guest goes on."""
 
 
 def restore_once(path: str, ends: Ends, *, verify_memory: bool = False) -> tuple[Machine, Loop]:
@@ -256,6 +267,41 @@ def test_a_restore_that_fails_at_any_step_leaves_nothing(file, ends, census):
             machine: Target = Machine(loop, Tape(), overrides=overrides)
             with pytest.raises(HostError, match="EIO"):
                 run_steps(steps, machine, Timeline())
+        census.check(steps[place].name)
+        ends.check(steps[place].name)
+
+
+def test_a_restore_that_fails_at_any_step_and_whose_every_undo_fails_too_reports_all_and_leaves_nothing(
+    file, ends, census
+):
+    overrides = {"root": {"overlay": str(ends.folder)}, "v0": {"uds": ends.uds}}
+
+    def fail(_target: object) -> None:
+        raise HostError("step", errno.EIO)
+
+    def undone_badly(step: Step[Target]) -> Step[Target]:
+        def undo(target: Target) -> None:
+            assert step.undo is not None
+            step.undo(target)
+            raise HostError("undo", errno.ENOSPC, step.name)
+
+        return step._replace(undo=undo)
+
+    with prepare(file) as prepared:
+        count = len(prepared.steps)
+    for place in range(count):
+        with Loop() as loop, prepare(file) as prepared:
+            steps = [undone_badly(step) for step in prepared.steps]
+            steps[place] = steps[place]._replace(do=fail)
+            machine: Target = Machine(loop, Tape(), overrides=overrides)
+            with pytest.raises(HostError, match="EIO") as caught:
+                run_steps(steps, machine, Timeline())
+        first, *others = caught.value.__notes__
+        assert first == f"in step {steps[place].stage}: {steps[place].name}"
+        assert [note.split(" failed too: ")[0] for note in others] == [
+            f"undoing {step.stage}: {step.name}" for step in reversed(steps[:place])
+        ]
+        assert all("ENOSPC" in note for note in others)
         census.check(steps[place].name)
         ends.check(steps[place].name)
 

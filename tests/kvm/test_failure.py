@@ -4,8 +4,11 @@ Every step of a restore is made to fail in turn, then every system call of a res
 """
 
 import errno
+import fcntl
 import os
 import re
+import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -255,8 +258,22 @@ def test_a_failed_save_leaves_the_file_that_was_there(tmp_path):
         assert os.listdir(tmp_path) == ["machine.snap"]
 
 
-def test_the_census_sees_what_is_left_behind(census: Census):
+def test_the_census_sees_what_is_left_behind(census: Census, tmp_path):
     census.check()
+    with subprocess.Popen(["sleep", "60"]) as child:
+        with pytest.raises(AssertionError):
+            census.check()
+        child.kill()
+    census.check()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "left.sock"))
+    listener.close()
+    with pytest.raises(AssertionError):
+        census.check()
+    os.unlink(tmp_path / "left.sock")
+    with open(tmp_path / "locked", "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert census.take().locks != census.start.locks
     fd = os.open("/dev/kvm", os.O_RDWR)
     with pytest.raises(AssertionError):
         census.check()

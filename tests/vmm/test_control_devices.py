@@ -162,7 +162,7 @@ def test_a_drive_gets_another_image_and_lets_go_of_the_first(rig):
     assert rig.whole.board.hosts[DISK].describe().layers[0].path == second
     rig.whole.board.pause()
     rig.whole.board.prepare_save()
-    state: Any = rig.whole.board.save()[DISK]
+    state: Any = rig.whole.board.parts[DISK].save()
     assert (state.capacity, state.host.layers[0].path) == (512, second)
 
 
@@ -179,7 +179,7 @@ def test_a_drive_takes_its_own_image_again_as_it_is_now_under_any_name(rig):
         assert locked(first)
     rig.whole.board.pause()
     rig.whole.board.prepare_save()
-    state: Any = rig.whole.board.save()[DISK]
+    state: Any = rig.whole.board.parts[DISK].save()
     assert (state.capacity, state.host.layers[0].path, state.host.layers[0].length) == (64, link, 64 * 512 + 100)
 
 
@@ -230,7 +230,7 @@ def test_an_exchange_that_fails_at_any_system_call_leaves_the_old_image_in_use(r
         assert sorted(os.listdir("/proc/self/fd")) == before
     rig.whole.board.pause()
     rig.whole.board.prepare_save()  # whatever it was, the machine can be saved
-    state: Any = rig.whole.board.save()[DISK]
+    state: Any = rig.whole.board.parts[DISK].save()
     assert state.host.layers[0].path == (second if done else first)
 
 

@@ -177,10 +177,6 @@ class Board:
         for part in self.parts.values():
             part.prepare_save()
 
-    def save(self) -> dict[SectionId, State]:
-        """Return the State of every part."""
-        return {section: part.save() for section, part in self.parts.items()}
-
     def faults(self) -> dict[str, int]:
         """How often the guest did what makes no sense, by section."""
         return {str(section): part.faults for section, part in self.parts.items()}

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 from snapkit import host
+from snapkit.errors import InternalError
 from snapkit.state.schema import SectionId, State
 from snapkit.state.spec import virtio as spec
 from snapkit.state.virtio import VirtioState
@@ -99,7 +100,10 @@ class MmioPart(TransportPart):
 def _device(instance: str, site: Site) -> DevicePart:
     """Return the device that the transport of *instance* carries: the id is its own."""
     found = (site.parts.get(SectionId(kind, instance)) for kind in spec.TYPE_IDS)
-    return next(part for part in found if isinstance(part, DevicePart))
+    device = next((part for part in found if isinstance(part, DevicePart)), None)
+    if device is None:
+        raise InternalError(f"the device of the transport {instance} is not there yet")
+    return device
 
 
 def _build_pci(section: SectionId, state: VirtioPciState, site: Site) -> Part:

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from snapkit.restore.check import check
-from snapkit.restore.plan import REBUILD_ORDER
+from snapkit.restore.orders import REBUILD
 from snapkit.state.codec import decode, encode
 from snapkit.state.irqchip_x86 import IrqchipState
 from snapkit.state.kvm_clock import KvmClockState
@@ -76,7 +76,7 @@ class Whole:
         if saved is None:
             sections, order = self._fresh(kinds), list(CONSTRUCT_ORDER)
         else:
-            sections, order = saved, [kind for kind, _reason in REBUILD_ORDER]
+            sections, order = saved, list(REBUILD.names)
             for section in saved:
                 if section.kind in KINDS[:3]:
                     self.board.adopt(section, self._end(section))
@@ -183,7 +183,8 @@ class Whole:
 
     def save(self) -> Sections:
         """Read every State, the machine's own included."""
-        return {**self.constant, _MEMORY: self.memory.save(), **self.board.save()}
+        parts = {section: part.save() for section, part in self.board.parts.items()}
+        return {**self.constant, _MEMORY: self.memory.save(), **parts}
 
     def saved(self) -> Sections:
         """Pause, flush, save, and give the machine back; as a file would hold it."""

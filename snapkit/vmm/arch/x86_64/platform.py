@@ -77,15 +77,11 @@ def start_clocks(chips: Iterable[Chip], vcpus: Iterable[Vcpu], policy: ClockPoli
             start_together(chip, [vcpu.state for vcpu in vcpus], policy)
 
 
-def save_clocks(
-    chips: Iterable[Chip],
-    saved: Mapping[SectionId, State],
-    vcpus: Mapping[SectionId, Vcpu],
-    states: Mapping[SectionId, VcpuState],
-) -> None:
-    """Make the clocks in *saved*, and the counters in the *states* of *vcpus*, those of one moment."""
+def save_clocks(chips: Iterable[Chip], vcpus: Mapping[SectionId, Vcpu], saved: Mapping[SectionId, State]) -> None:
+    """Make the clocks and the counters of *vcpus* in *saved* those of one moment."""
     first = next(iter(vcpus.values()))
-    parts = [(vcpu.state, states[section]) for section, vcpu in vcpus.items()]
+    states = ((vcpu.state, saved[section]) for section, vcpu in vcpus.items())
+    parts = [(vcpu, state) for vcpu, state in states if isinstance(state, VcpuState)]
     clocks = [state for state in saved.values() if isinstance(state, KvmClockState)]
     for chip, clock in zip((chip for chip in chips if isinstance(chip, KvmClock)), clocks, strict=True):
         first.thread.call(partial(save_together, chip, clock, parts))

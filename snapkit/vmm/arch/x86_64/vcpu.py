@@ -1,20 +1,20 @@
 """An x86-64 vCPU as state: the orders in which KVM wants it read and written.
 
 Saving: MP_STATE first (reading it can change the local APIC), events last (reading registers can queue one).
-Loading: CPUID before everything that it bounds, SREGS before the LAPIC (the APIC base), the LAPIC before its MSRs,
-REGS before the events (setting registers clears exceptions). The time-stamp counter is set when the machine first runs
+Loading: by the table in `vcpu_order`. The time-stamp counter is set when the machine first runs
 (`snapkit.vmm.arch.x86_64.clock`), and the timers by `start_timers` after it, or they would run on while it waits paused.
 CPUID is saved as it was told, not as KVM_GET_CPUID2 gives it back: some KVMs (measured: PVM) answer with leaves and
 features of their own host there, which would make a `baseline` snapshot depend on where it was written.
 Source: Documentation/virt/kvm/api.rst, arch/x86/kvm/x86.c.
 """
 
+from collections.abc import Callable, Mapping
 from copy import copy
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from snapkit.state.spec import lapic
 from snapkit.state.vcpu_x86_64 import CpuidEntry, Msr, VcpuState
-from snapkit.vmm.arch.x86_64 import msrs
+from snapkit.vmm.arch.x86_64 import msrs, vcpu_order
 from snapkit.vmm.kvm import abi, abi_x86
 from snapkit.vmm.kvm.vcpu import VcpuFd
 from snapkit.vmm.vm import Vm
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 CLOCK_MSRS = (msrs.TSC, msrs.TSC_DEADLINE)
 """Not written before the first resume: the counter, then the deadline, which is compared with it when it is set."""
 
-_KVM_CLOCK_MSRS = (0x12, 0x4B564D01)  # MSR_KVM_SYSTEM_TIME and its successor; bit 0: the guest reads the clock there
+# MSR_KVM_SYSTEM_TIME and its successor; bit 0: the guest reads the clock there
+_KVM_CLOCK_MSRS = frozenset({0x12, 0x4B564D01})
 _WORD_LEN = 4
 _DELIVERY_EXTINT, _DELIVERY_NMI = 0x700, 0x400
 _MISC_ENABLE, _FAST_STRING = 0x1A0, 1
@@ -76,26 +77,8 @@ class X86Vcpu:
         state, self._pending = self._pending, None
         if state is None:
             return
-        fd = self._fd
-        self._tell(state.cpuid)
-        if state.tsc_khz and state.tsc_khz != fd.get_tsc_khz():
-            fd.set_tsc_khz(state.tsc_khz)
-        fd.set_mp_state(state.mp_state)
-        fd.set_regs(state.regs)
-        fd.set_sregs(state.sregs)
-        fd.set_xsave(state.xsave)
-        if state.xcrs:
-            fd.set_xcrs(state.xcrs)
-        fd.set_debugregs(state.debugregs)
-        fd.set_lapic(self._still(state.lapic))
-        values = {msr.index: msr.data for msr in state.msrs}
-        self._msr_indices = list(values)
-        self._held_clock = {index: values.pop(index) for index in CLOCK_MSRS if index in values}
-        self._adjust = values.get(msrs.TSC_ADJUST, 0)
-        fd.set_msrs(values)
-        fd.set_events(state.events)
-        if any(values.get(index, 0) & 1 for index in _KVM_CLOCK_MSRS):
-            fd.tell_paused()
+        for write in _WRITERS:
+            write(self, state)
 
     def held_counter(self) -> tuple[int, int] | None:
         """Return the counter to go on from and the guest's own part of it; None when there is none, or it went on."""
@@ -176,6 +159,26 @@ class X86Vcpu:
         self._held_counts = counts
         return _with_counts(page, bytes(len(counts)))
 
+    def _write_tsc_khz(self, state: VcpuState) -> None:
+        if state.tsc_khz and state.tsc_khz != self._fd.get_tsc_khz():
+            self._fd.set_tsc_khz(state.tsc_khz)
+
+    def _write_xcrs(self, state: VcpuState) -> None:
+        if state.xcrs:
+            self._fd.set_xcrs(state.xcrs)
+
+    def _write_msrs(self, state: VcpuState) -> None:
+        values = {msr.index: msr.data for msr in state.msrs}
+        self._msr_indices = list(values)
+        self._held_clock = {index: values.pop(index) for index in CLOCK_MSRS if index in values}
+        self._adjust = values.get(msrs.TSC_ADJUST, 0)
+        self._fd.set_msrs(values)
+
+    def _write_pause(self, state: VcpuState) -> None:
+        clocks = [msr for msr in state.msrs if msr.index in _KVM_CLOCK_MSRS]  # not a generator: a third of its time
+        if any(msr.data & 1 for msr in clocks):
+            self._fd.tell_paused()
+
     def _xsave_len(self) -> int:
         return max(abi_x86.XSAVE_LEN, self._args.vm.fd.extension(abi.KVM_CAP_XSAVE2))
 
@@ -202,3 +205,20 @@ class X86Vcpu:
 def _with_counts(page: bytes, counts: bytes) -> bytes:
     """Return the local APIC's *page* with the timer's counts, initial to current; without any, as it is."""
     return page[: lapic.TMICT] + counts + page[lapic.TMICT + len(counts) :]
+
+
+_WRITE: Mapping[str, Callable[[X86Vcpu, VcpuState], None]] = {
+    "CPUID2": lambda vcpu, state: vcpu._tell(state.cpuid),
+    "TSC_KHZ": X86Vcpu._write_tsc_khz,
+    "REGS": lambda vcpu, state: vcpu._fd.set_regs(state.regs),
+    "SREGS": lambda vcpu, state: vcpu._fd.set_sregs(state.sregs),
+    "MP_STATE": lambda vcpu, state: vcpu._fd.set_mp_state(state.mp_state),
+    "XSAVE": lambda vcpu, state: vcpu._fd.set_xsave(state.xsave),
+    "XCRS": X86Vcpu._write_xcrs,
+    "DEBUGREGS": lambda vcpu, state: vcpu._fd.set_debugregs(state.debugregs),
+    "LAPIC": lambda vcpu, state: vcpu._fd.set_lapic(vcpu._still(state.lapic)),
+    "MSRS": X86Vcpu._write_msrs,
+    "VCPU_EVENTS": lambda vcpu, state: vcpu._fd.set_events(state.events),
+    "KVMCLOCK_CTRL": X86Vcpu._write_pause,
+}
+_WRITERS = tuple(_WRITE[name] for name in vcpu_order.LOAD.names if name not in vcpu_order.AT_FIRST_RESUME)

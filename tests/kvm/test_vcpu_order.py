@@ -1,0 +1,232 @@
+"""What each edge of a vCPU's load order is for: swapped on real KVM, something is refused or lost.
+
+Marked edges, for which nothing is, have their test in `test_orders`, and that every edge has one or the other.
+"""
+
+import re
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import pytest
+
+from snapkit.errors import SnapkitError
+from snapkit.order import Edge, Order
+from snapkit.state.vcpu_x86_64 import VcpuState
+from snapkit.units import MIB, Gpa
+from snapkit.vmm.arch.x86_64 import cpuid, msrs, vcpu_order
+from snapkit.vmm.arch.x86_64 import vcpu as x86_vcpu
+from snapkit.vmm.arch.x86_64.vcpu import VcpuArgs, X86Vcpu
+from snapkit.vmm.kvm import abi
+from snapkit.vmm.kvm.system import Kvm
+from snapkit.vmm.memory import GuestMemory
+from snapkit.vmm.vm import Vm
+from tests.order_tables import Pair, edge_of, name_of, swapped
+
+LAPIC_SVR, LAPIC_IRR, LAPIC_ICR2, LAPIC_LVT_TIMER = 0xF0, 0x200, 0x310, 0x320
+ENABLED, TSC_DEADLINE_MODE, VECTOR = 0x1FF, 0x40000, 0x51
+X2APIC, HALTED = 1 << 10, 3
+CODE_AT, CLOCK_AT = 0x1000, 0x2000
+CPUID_OUT = bytes.fromhex("0fa2 e680")  # an exit that the kernel serves itself, then one to the monitor
+STOPPED_FLAG_AT, GUEST_STOPPED = 29, 2  # struct pvclock_vcpu_time_info
+SYSTEM_TIME_NEW, MTRR_MASK0 = 0x4B564D01, 0x201
+LATER = 1 << 50
+
+
+class Bench:
+    """A VM with chips, a page of code and one vCPU, which was told nothing yet."""
+
+    def __init__(self, kvm: Kvm) -> None:
+        self.vm = Vm(kvm)
+        self.memory = GuestMemory([(0, MIB)])
+        self.memory.write(CODE_AT, CPUID_OUT)
+        self.vm.set_memory(self.memory)
+        self.vm.fd.create_irqchip()
+        self.fd = self.vm.fd.create_vcpu(0)
+        self.args = VcpuArgs(fd=self.fd, vm=self.vm, baseline=False)
+        self.leaves = cpuid.with_topology(cpuid.host(kvm.supported_cpuid(), tsc_deadline=True), 0, 1)
+
+    def close(self) -> None:
+        self.fd.close()
+        self.vm.close()
+        self.memory.close()
+
+    def state(self) -> VcpuState:
+        """Its state, at code in real mode with a LAPIC that is on; the caller's to change."""
+        vcpu = X86Vcpu(0, self.args)
+        vcpu._tell(self.leaves)
+        state = vcpu.save()
+        state.sregs.cs.base, state.sregs.cs.selector, state.regs.rip = 0, 0, CODE_AT
+        state.lapic = patched(state.lapic, LAPIC_SVR, ENABLED)
+        return state
+
+    def load(self, state: VcpuState, order: Order) -> None:
+        """Write *state* by *order*, with what a machine leaves for its first resume."""
+        values = {msr.index: msr.data for msr in state.msrs}
+        writers: dict[str, Callable[[X86Vcpu, VcpuState], object]] = {
+            **x86_vcpu._WRITE,
+            "TSC": lambda _vcpu, _state: self.fd.set_msrs({msrs.TSC: values[msrs.TSC]}),
+            "TSC_DEADLINE": lambda _vcpu, _state: self.fd.set_msrs({msrs.TSC_DEADLINE: values[msrs.TSC_DEADLINE]}),
+        }
+        vcpu = X86Vcpu.restore(state, self.args)
+        for name in order.names:
+            writers[name](vcpu, state)
+
+    def run(self) -> None:
+        """Run the code up to its exit."""
+        self.fd.run()
+        assert abi.RUN_EXIT.unpack_from(self.fd.run_page, abi.RUN_EXIT_AT)[0] == abi.KVM_EXIT_IO
+
+    def pending(self) -> list[int]:
+        return pending(self.fd.get_lapic())
+
+
+def patched(page: bytes, at: int, value: int) -> bytes:
+    return page[:at] + value.to_bytes(4, "little") + page[at + 4 :]
+
+
+def pending(page: bytes) -> list[int]:
+    return [n for n in range(256) if page[LAPIC_IRR + n // 32 * 16 + n % 32 // 8] >> n % 8 & 1]
+
+
+def set_msr(state: VcpuState, index: int, data: int) -> None:
+    [msr] = [msr for msr in state.msrs if msr.index == index]
+    msr.data = data
+
+
+@contextmanager
+def bench() -> Iterator[Bench]:
+    with Kvm() as kvm:
+        made = Bench(kvm)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+class Case(NamedTuple):
+    """*change* makes a state that shows it; *look* finds *right* after the order as it is, *wrong* after the swap, or
+    the swap fails with words of *wrong*."""
+
+    change: Callable[[VcpuState], None]
+    look: Callable[[Bench], object]
+    right: object
+    wrong: object
+    enable: Callable[[Bench], None] = lambda _bench: None
+
+
+def x2apic(state: VcpuState) -> None:
+    state.sregs.apic_base |= X2APIC
+    state.lapic = patched(patched(state.lapic, LAPIC_ICR2, 5), 0xD0, 1)
+
+
+def avx(state: VcpuState) -> None:
+    state.xcrs[0].value = 7
+
+
+def wide_range(state: VcpuState) -> None:
+    set_msr(state, MTRR_MASK0, 0xFF_8000_0800)
+
+
+def halted_at_reset(state: VcpuState) -> None:
+    state.sregs.cs.base, state.sregs.cs.selector, state.regs.rip = 0xFFFF_0000, 0xF000, 0xFFF0
+    state.mp_state = HALTED
+
+
+def page_fault(state: VcpuState) -> None:
+    state.events.exception_pending, state.events.exception_nr = 1, 14
+    state.events.flags |= 0x10  # KVM_VCPUEVENT_VALID_PAYLOAD
+
+
+def enable_payload(bench: Bench) -> None:
+    """KVM tells a pending exception from an injected one only where KVM_CAP_EXCEPTION_PAYLOAD is on."""
+    words = struct.pack("<IIQQQQ64x", 164, 0, 1, 0, 0, 0)
+    abi.put(bench.vm.fd.fd, abi.iow("KVM_ENABLE_CAP", 0xA3, len(words)), words)
+
+
+def with_clock(state: VcpuState) -> None:
+    set_msr(state, SYSTEM_TIME_NEW, CLOCK_AT | 1)
+
+
+def told_of_pause(bench: Bench) -> bool:
+    bench.run()
+    return bool(bench.memory.read(Gpa(CLOCK_AT + STOPPED_FLAG_AT), 1)[0] & GUEST_STOPPED)
+
+
+def deadline(state: VcpuState) -> None:
+    state.lapic = patched(state.lapic, LAPIC_LVT_TIMER, TSC_DEADLINE_MODE | VECTOR)
+    set_msr(state, msrs.TSC, LATER)
+    set_msr(state, msrs.TSC_DEADLINE, LATER - 1)
+
+
+def fired(bench: Bench) -> bool:
+    bench.run()
+    return VECTOR in bench.pending()
+
+
+VCPU: dict[Pair, Case] = {
+    ("CPUID2", "SREGS"): Case(
+        x2apic, lambda bench: bench.fd.get_sregs().apic_base & X2APIC, X2APIC, "KVM_SET_SREGS.* failed: EINVAL"
+    ),
+    ("CPUID2", "XCRS"): Case(avx, lambda bench: bench.fd.get_xcrs()[0].value, 7, "KVM_SET_XCRS.* failed: EINVAL"),
+    ("CPUID2", "MSRS"): Case(
+        wide_range,
+        lambda bench: bench.fd.get_msrs([MTRR_MASK0])[0].data,
+        0xFF_8000_0800,
+        "KVM refuses MSR IA32_MTRR_PHYSMASK0",
+    ),
+    ("SREGS", "MP_STATE"): Case(halted_at_reset, lambda bench: bench.fd.get_mp_state(), HALTED, 0),
+    ("SREGS", "LAPIC"): Case(x2apic, lambda bench: bench.fd.get_lapic()[LAPIC_ICR2], 5, 0),
+    ("REGS", "VCPU_EVENTS"): Case(
+        page_fault, lambda bench: bench.fd.get_events().exception_pending, 1, 0, enable_payload
+    ),
+    ("MSRS", "KVMCLOCK_CTRL"): Case(with_clock, told_of_pause, right=True, wrong=False),
+    ("LAPIC", "TSC_DEADLINE"): Case(deadline, fired, right=True, wrong=False),
+    ("TSC", "TSC_DEADLINE"): Case(deadline, fired, right=True, wrong=False),
+}
+
+
+def outcome(case: Case, order: Order) -> object:
+    """What *case* looks at after a load by *order*, or the words of the error."""
+    with bench() as source:
+        state = source.state()
+    case.change(state)
+    with bench() as target:
+        case.enable(target)
+        try:
+            target.load(state, order)
+        except SnapkitError as error:
+            return str(error)
+        return case.look(target)
+
+
+@pytest.mark.parametrize("pair", VCPU, ids=name_of)
+def test_a_vcpu_loaded_in_another_order_is_refused_or_loses_something(pair: Pair) -> None:
+    case = VCPU[pair]
+    assert outcome(case, vcpu_order.LOAD) == case.right
+    found = outcome(case, swapped(vcpu_order.LOAD, edge_of(vcpu_order.LOAD, *pair)))
+    if isinstance(case.wrong, str):
+        assert re.search(case.wrong, str(found)), found
+    else:
+        assert found == case.wrong
+
+
+@pytest.mark.parametrize("edge", [edge for edge in vcpu_order.LOAD.edges if edge.either], ids=name_of)
+def test_a_vcpu_loaded_against_a_marked_edge_is_the_same(edge: Edge) -> None:
+    with bench() as source:
+        state = source.state()
+    deadline(state)
+    avx(state)
+    halted_at_reset(state)
+
+    def loaded(order: Order) -> VcpuState:
+        with bench() as target:
+            target.load(state, order)
+            saved = X86Vcpu(0, target.args)
+            saved._told = state.cpuid
+            found = saved.save()
+            found.msrs = [msr for msr in found.msrs if msr.index not in x86_vcpu.CLOCK_MSRS]
+            return found
+
+    assert loaded(swapped(vcpu_order.LOAD, edge)) == loaded(vcpu_order.LOAD)
