@@ -63,7 +63,7 @@ class Floor:
         self._overs: list[_thread.LockType] = []
         self._end_ns = 0
 
-        devices = self._devices = DeviceFloor(sections, lambda: self._vm, self._hva, threads=threads)
+        devices = self._devices = DeviceFloor(sections, lambda: self._vm, self._hva)
 
         self.calls: list[Call] = [
             ("open the file", self._open_file),

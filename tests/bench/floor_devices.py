@@ -5,11 +5,9 @@ for each queue, an eventfd and an irqfd for each open vector, all routes in one 
 irqfd, a place in epoll for each eventfd that the monitor listens to. A Unix socket is made for its owner only, as it
 must never be anybody else's. A new generation id is announced on its pin.
 
-A disk's worker is a thread as a vCPU's is: there to do what blocks, while something else is done. It is part of the
-floor with threads only.
+No disk's worker is part of it: its thread is there to do what blocks, and is not needed before something does.
 """
 
-import _thread
 import ctypes
 import fcntl
 import os
@@ -36,16 +34,13 @@ from tests.bench.calls import Call, expect, ioctl
 class DeviceFloor:
     """The calls for the PCI devices of one machine, stage by stage; `release` takes back what they made."""
 
-    def __init__(
-        self, states: Mapping[SectionId, State], vm: Callable[[], int], hva: Callable[[int], int], *, threads: bool
-    ) -> None:
+    def __init__(self, states: Mapping[SectionId, State], vm: Callable[[], int], hva: Callable[[int], int]) -> None:
         """*vm* gives the VM's fd, *hva* where guest memory is, once there are any."""
         self._vm, self._hva = vm, hva
         self._poll = select.epoll()  # the process had it before
         self._fds: list[int] = []
         self._watched: list[int] = []
         self._sockets: list[socket.socket] = []
-        self._parked: list[_thread.LockType] = []
         self.claim: list[Call] = []
         self.rebuild: list[Call] = []
         self.wire: list[Call] = []
@@ -55,8 +50,6 @@ class DeviceFloor:
             if isinstance(state, VirtioBlockState):
                 self.claim += chain.from_iterable(self._image(layer, state) for layer in state.host.layers)
                 self._event(self.activate, watch=True)
-                if threads:
-                    self.activate.append(("a thread", self._start_thread))
             elif isinstance(state, VirtioVsockState):
                 self.claim += self._socket(state.host.uds)
                 self.run.append(("epoll_ctl", self._watch_socket))
@@ -78,9 +71,7 @@ class DeviceFloor:
         for listener in self._sockets:
             os.unlink(listener.getsockname())
             listener.close()
-        for lock in self._parked:
-            lock.release()
-        for made in (self._watched, self._fds, self._sockets, self._parked):
+        for made in (self._watched, self._fds, self._sockets):
             made.clear()
 
     # Host ends
@@ -109,12 +100,6 @@ class DeviceFloor:
 
     def _make_socket(self) -> None:
         self._sockets.append(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
-
-    def _start_thread(self) -> None:
-        lock = _thread.allocate_lock()
-        lock.acquire()
-        self._parked.append(lock)
-        _thread.start_new_thread(lock.acquire, ())
 
     # Doorbells and interrupts
 

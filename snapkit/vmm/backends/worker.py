@@ -5,7 +5,9 @@ event is rung once for everything that is done until it is looked at: an event f
 the interpreter lock to and fro.
 
 Without `start` nothing runs until `drain`, which then does the jobs itself: a machine that is saved before it ever ran
-needs no thread.
+needs no thread. Nor does one whose guest asks for nothing that may wait: the thread is made by the first job, since
+making it costs 55 us, which a restore would pay for every disk. Where the host has no thread to give then, the job is
+done by whoever submits it, and the next one asks again.
 """
 
 import threading
@@ -13,6 +15,7 @@ from collections import deque
 from queue import SimpleQueue
 
 from snapkit import host, host_process
+from snapkit.errors import HostError
 from snapkit.vmm.virtio.block_backend import Job
 
 
@@ -24,36 +27,37 @@ class Worker:
         self._finished: deque[Job] = deque()
         self._epoch = 0  # jobs of an earlier one are cancelled
         self._rung = False
-        self._over: threading.Event | None = None
-        self._stop = threading.Event()
+        self._started = False
+        self._over: threading.Event | None = None  # there while there is a thread
+        self._stop: threading.Event | None = None
         self._bug: BaseException | None = None
         self.done_fd = -1
 
     def start(self) -> None:
-        """Make the thread and the event. Raises HostError, and then there is neither."""
-        if self._over is not None:
+        """Make the event, and have a thread do what is submitted from now on. Raises HostError: then there is none."""
+        if self._started:
             return
         self.done_fd = host.eventfd()
-        self._over, self._stop = threading.Event(), threading.Event()
-        self._rung = False
-        try:
-            host_process.start_thread(self._main)
-        except BaseException:
-            self._over = None
-            self._close_event()
-            raise
+        self._started, self._rung = True, False
+        if not self._jobs.empty():
+            self._ensure_thread()
 
     def stop(self) -> None:
         """Let what was submitted end, then the thread; harmless twice. What is finished may still be fetched."""
-        if self._over is not None:
+        if self._over is not None and self._stop is not None:
             self._jobs.put(self._stop)
             self._over.wait()
-            self._over = None
-            self._close_event()
+            self._over = self._stop = None
+        if self._started:
+            self._started = False
+            host.close(self.done_fd)
+            self.done_fd = -1
 
     def submit(self, job: Job) -> None:
         """Have *job* done after those submitted before."""
         self._jobs.put((self._epoch, job))
+        if self._started and self._over is None:
+            self._ensure_thread()
 
     def finished(self) -> list[Job]:
         """Return the jobs that are done since this was last asked, in order."""
@@ -83,11 +87,20 @@ class Worker:
         self.drain()
         self._finished.clear()
 
-    def _main(self) -> None:
-        over = self._over
-        self._serve_until(self._stop)
-        if over is not None:
+    def _ensure_thread(self) -> None:
+        """Make the thread, or do its work here."""
+        over, stop = threading.Event(), threading.Event()
+
+        def main() -> None:
+            self._serve_until(stop)
             over.set()
+
+        try:
+            host_process.start_thread(main)
+        except HostError:
+            self.drain()
+        else:
+            self._over, self._stop = over, stop
 
     def _serve_until(self, last: threading.Event) -> None:
         while True:
@@ -108,7 +121,3 @@ class Worker:
             if not self._rung and self.done_fd >= 0:
                 self._rung = True
                 host.eventfd_signal(self.done_fd)
-
-    def _close_event(self) -> None:
-        host.close(self.done_fd)
-        self.done_fd = -1

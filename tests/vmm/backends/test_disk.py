@@ -525,12 +525,47 @@ def test_bug_in_a_job_comes_out_at_the_loop_and_the_thread_goes_on(worker):
     assert log == ["next"]
 
 
+def test_worker_makes_its_thread_for_the_first_job():
+    log: list[int] = []
+
+    class Where:
+        def run(self):
+            log.append(threading.get_ident())
+
+    worker, calls = Worker(), []
+    with host.inject(lambda name, _arguments: calls.append(name)):
+        worker.start()
+        assert calls == ["eventfd"]
+        worker.submit(Where())
+        worker.submit(Where())
+        worker.drain()
+        worker.stop()
+    assert calls == ["eventfd", "start_thread"]
+    assert len(set(log)) == 1
+    assert threading.get_ident() not in log
+
+
+def test_job_is_done_by_who_submits_it_where_no_thread_is_to_be_had():
+    log: list[str] = []
+    worker = Worker()
+    worker.start()
+    with host.inject(nth_call(0)):
+        worker.submit(Note(log, "a"))
+        assert log == ["a"]
+        assert os.eventfd_read(worker.done_fd) == 1
+        assert len(worker.finished()) == 1
+    gate = threading.Event()
+    worker.submit(Note(log, "b", gate))
+    gate.set()  # it would wait for ever if it were done here
+    worker.stop()
+    assert log == ["a", "b"]
+
+
 def test_worker_that_cannot_start_leaves_nothing():
     before = fds()
-    for fail_at in range(2):
-        worker = Worker()
-        with host.inject(nth_call(fail_at)), pytest.raises(HostError):
-            worker.start()
-        assert fds() == before
-        assert worker.done_fd == -1
-        worker.drain()
+    worker = Worker()
+    with host.inject(nth_call(0)), pytest.raises(HostError):
+        worker.start()
+    assert fds() == before
+    assert worker.done_fd == -1
+    worker.drain()

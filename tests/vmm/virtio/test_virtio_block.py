@@ -458,7 +458,7 @@ def test_driver_with_more_in_flight_than_its_queue_has_entries_fails(tmp_path):
 
 def test_worker_that_cannot_start_or_be_watched_leaves_nothing_behind(bench):
     before = sorted(os.listdir("/proc/self/fd"))
-    for call in ("eventfd", "start_thread", "epoll_control"):
+    for call in ("eventfd", "epoll_control"):
         loop = Loop()
         with host.inject(failing(call)), pytest.raises(HostError):
             bench.device.connect(loop, bench.lock)
@@ -591,7 +591,7 @@ def test_disk_is_replaced_under_a_running_loop(bench, tmp_path):
     loop = Loop()
     bench.device.connect(loop, bench.lock)
     new = open_disk(DiskOptions(id="root", path=str(other)))
-    with host.inject(failing("start_thread")), pytest.raises(HostError):
+    with host.inject(failing("eventfd")), pytest.raises(HostError):
         bench.device.replace(new)
     assert bench.device.backend is bench.disk
     bench.device.replace(new).close()
