@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from snapkit.errors import ImageError
 from snapkit.restore.digest import Digester
-from snapkit.restore.manifest import MANIFEST_LEN_MAX, Manifest, decode_manifest
+from snapkit.restore.manifest import MANIFEST_LEN_MAX, Manifest, SectionEntry, decode_manifest
 from snapkit.restore.preamble import MEMORY_ALIGNMENT, PREAMBLE_LEN, Preamble
 from snapkit.restore.source import Source
 
@@ -18,27 +18,37 @@ class Extent(NamedTuple):
     what: str
 
 
-def find_gaps(extents: Sequence[Extent], file_len: int) -> list[Extent]:
-    """Return what lies between *extents*, which must be in file order and reach from 0 to *file_len*.
+Part = tuple[int, int, str | SectionEntry]
+"""Offset and length of a part of a file, and what it is. Plain, because every restore makes one for every section."""
+
+
+def find_gaps(parts: Sequence[Part], file_len: int) -> list[Extent]:
+    """Return what lies between *parts*, which must be in file order and reach from 0 to *file_len*.
 
     Raises ImageError when two overlap, one lies outside, or a gap is longer than alignment explains: bytes that no
     entry claims.
     """
     gaps: list[Extent] = []
-    reached, before = 0, "the start"
-    for extent in extents:
-        if extent.offset < reached:
-            raise ImageError(f"{extent.what} starts at {extent.offset}, must be at or after {reached}: end of {before}")
-        if extent.offset - reached >= MEMORY_ALIGNMENT:
-            raise ImageError(f"bytes {reached} to {extent.offset}, before {extent.what}, are claimed by nothing")
-        if extent.offset > reached:
-            gaps.append(Extent(reached, extent.offset - reached, f"the padding before {extent.what}"))
-        reached, before = extent.offset + extent.length, extent.what
+    reached = 0
+    before: str | SectionEntry = "the start"
+    for offset, length, what in parts:
+        if offset != reached:
+            if offset < reached:
+                end = f"{reached}: end of {_named(before)}"
+                raise ImageError(f"{_named(what)} starts at {offset}, must be at or after {end}")
+            if offset - reached >= MEMORY_ALIGNMENT:
+                raise ImageError(f"bytes {reached} to {offset}, before {_named(what)}, are claimed by nothing")
+            gaps.append(Extent(reached, offset - reached, f"the padding before {_named(what)}"))
+        reached, before = offset + length, what
         if reached > file_len:
-            raise ImageError(f"{extent.what} ends at {reached}, the file has only {file_len} bytes: truncated")
+            raise ImageError(f"{_named(what)} ends at {reached}, the file has only {file_len} bytes: truncated")
     if reached != file_len:
-        raise ImageError(f"bytes {reached} to {file_len}, after {before}, are claimed by nothing")
+        raise ImageError(f"bytes {reached} to {file_len}, after {_named(before)}, are claimed by nothing")
     return gaps
+
+
+def _named(what: str | SectionEntry) -> str:
+    return what if isinstance(what, str) else f"section {what.path}"
 
 
 def read_manifest(source: Source, preamble: Preamble, digester: Digester | None) -> Manifest:
@@ -54,14 +64,14 @@ def read_manifest(source: Source, preamble: Preamble, digester: Digester | None)
     return manifest
 
 
-def extents(preamble: Preamble, manifest: Manifest) -> list[Extent]:
+def parts_of(preamble: Preamble, manifest: Manifest) -> list[Part]:
     """Return the parts of the snapshot file in the order in which they must lie."""
-    parts = [
-        Extent(0, PREAMBLE_LEN, "the preamble"),
-        Extent(preamble.manifest_offset, preamble.manifest_len, "the manifest"),
-        *(Extent(entry.offset, entry.stored_length, f"section {entry.path}") for entry in manifest.sections),
-        Extent(preamble.chunks_offset, preamble.chunks_len, "the chunk table"),
+    parts: list[Part] = [
+        (0, PREAMBLE_LEN, "the preamble"),
+        (preamble.manifest_offset, preamble.manifest_len, "the manifest"),
     ]
+    parts += [(entry.offset, entry.stored_length, entry) for entry in manifest.sections]
+    parts.append((preamble.chunks_offset, preamble.chunks_len, "the chunk table"))
     if not preamble.separate_memory:
-        parts.append(Extent(preamble.memory_offset, preamble.memory_len, "memory"))
+        parts.append((preamble.memory_offset, preamble.memory_len, "memory"))
     return parts

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import msgspec
 
 from snapkit.errors import ImageError
-from snapkit.restore.container import extents, find_gaps, read_manifest
+from snapkit.restore.container import find_gaps, parts_of, read_manifest
 from snapkit.restore.digest import BLAKE3, Digester
 from snapkit.restore.manifest import Manifest
 from snapkit.restore.preamble import CONTAINER_VERSION, PREAMBLE_LEN, Identity, Preamble, read_identity, unpack_preamble
@@ -93,7 +93,7 @@ def _remark_on(preamble: Preamble, manifest: Manifest, length: int, versions: Ma
         elif entry.version > versions.get(entry.kind, entry.version):
             remarks.append(f"section {entry.path} has version {entry.version}, newer than this release knows ({need})")
     try:
-        find_gaps(extents(preamble, manifest), length)
+        find_gaps(parts_of(preamble, manifest), length)
     except ImageError as error:
         remarks.append(str(error))
     return remarks

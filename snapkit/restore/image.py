@@ -17,7 +17,7 @@ from typing import NamedTuple, Self
 
 from snapkit.errors import ConfigError, Finding, ImageError
 from snapkit.restore.chunks import ChunkTable, check_table_len
-from snapkit.restore.container import extents, find_gaps, read_manifest
+from snapkit.restore.container import find_gaps, parts_of, read_manifest
 from snapkit.restore.describe import Description, describe
 from snapkit.restore.digest import Digester
 from snapkit.restore.manifest import Manifest, SectionEntry
@@ -120,27 +120,32 @@ class Image:
         dropped: list[str] = []
         with naming(self.path):
             for entry in self.manifest.sections:
-                versions = versions_of(entry.kind) if entry.kind in KINDS else {}
-                schema = versions.get(entry.version)
+                kind = entry.kind
+                schema = versions_of(kind).get(entry.version) if kind in KINDS else None
                 if schema is None:
-                    reason = (
-                        f"section {entry.path} has version {entry.version}, this release knows up to {max(versions)}"
-                        if versions
-                        else f"section {entry.path} is of a kind that this release does not know"
-                    )
-                    if entry.required:
-                        raise ImageError(f"{reason}: it was written by a newer release ({self.preamble.release})")
-                    dropped.append(reason)
+                    dropped.append(self._unknown(entry))
                     continue
                 if entry.required != schema.required:
                     raise ImageError(f"section {entry.path}.required is {entry.required}, must be {schema.required}")
                 if entry.length > schema.max_len:
                     raise ImageError(
-                        f"section {entry.path} has {entry.length} bytes, {entry.kind} allows {schema.max_len}"
+                        f"section {entry.path} has {entry.length} bytes, {kind} allows {schema.max_len}"
                     )
-                section = SectionId(entry.kind, entry.instance)
+                section = SectionId(kind, entry.instance)
                 states[section] = codec.decode(schema, self._payload(entry), where=section)
         return Sections(states, dropped)
+
+    def _unknown(self, entry: SectionEntry) -> str:
+        """Say why a section cannot be decoded. Raises ImageError when it is required."""
+        versions = versions_of(entry.kind) if entry.kind in KINDS else {}
+        reason = (
+            f"section {entry.path} has version {entry.version}, this release knows up to {max(versions)}"
+            if versions
+            else f"section {entry.path} is of a kind that this release does not know"
+        )
+        if entry.required:
+            raise ImageError(f"{reason}: it was written by a newer release ({self.preamble.release})")
+        return reason
 
     def verify(self, progress: Progress | None = None) -> list[Finding]:
         """Check every byte that `open` did not: digests of sections and memory. Returns a finding for each damage."""
@@ -169,7 +174,7 @@ class Image:
 
     def _check_cover(self) -> None:
         """Check that preamble, manifest, sections, chunk table and memory cover the file, in this order."""
-        for gap in find_gaps(extents(self.preamble, self.manifest), self._source.length):
+        for gap in find_gaps(parts_of(self.preamble, self.manifest), self._source.length):
             padding = self._source.read(gap.offset, gap.length, gap.what)
             if padding != bytes(gap.length):
                 raise ImageError(f"{gap.what}, {gap.length} bytes at {gap.offset}, is not zero")

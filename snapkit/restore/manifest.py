@@ -106,23 +106,28 @@ def decode_manifest(payload: bytes) -> Manifest:
         raise ImageError("the manifest is not in canonical form (sorted keys, no spaces, no second spelling)")
     _check_spelling(manifest)
     _check_regions(manifest.memory)
-    total = sum(entry.length for entry in manifest.sections)
+    total = 0
     seen: set[tuple[str, str]] = set()
     for entry in manifest.sections:
-        name = (entry.kind, entry.instance)
-        if name in seen:
-            raise ImageError(f"section {entry.path} is there twice")
-        seen.add(name)
-        if entry.length > SECTION_LEN_MAX or entry.stored_length > SECTION_LEN_MAX:
-            longest = max(entry.length, entry.stored_length)
+        length, stored_length = entry.length, entry.stored_length
+        total += length
+        seen.add((entry.kind, entry.instance))
+        if length > SECTION_LEN_MAX or stored_length > SECTION_LEN_MAX:
+            longest = max(length, stored_length)
             raise ImageError(f"section {entry.path} has {longest} bytes, must have at most {SECTION_LEN_MAX}")
-        if entry.codec == "raw" and entry.length != entry.stored_length:
-            raise ImageError(
-                f"section {entry.path} is stored raw in {entry.stored_length} bytes, must be its {entry.length}"
-            )
+        if length != stored_length and entry.codec == "raw":
+            raise ImageError(f"section {entry.path} is stored raw in {stored_length} bytes, must be its {length}")
+    if len(seen) != len(manifest.sections):
+        raise ImageError(f"section {_twice(manifest.sections)} is there twice")
     if total > SECTION_LEN_MAX:
         raise ImageError(f"sections have {total} bytes together, must have at most {SECTION_LEN_MAX}")
     return manifest
+
+
+def _twice(entries: tuple[SectionEntry, ...]) -> str:
+    """Return the path of the first of *entries* that there was before."""
+    paths = [entry.path for entry in entries]
+    return next(path for number, path in enumerate(paths) if path in paths[:number])
 
 
 def _check_spelling(manifest: Manifest) -> None:

@@ -26,9 +26,10 @@ _PLAIN = (bool, bytes, bytearray, memoryview, str, type(None))
 
 
 def _decoder(cls: type[S]) -> msgspec.msgpack.Decoder[S]:
-    if cls not in _decoders:
-        _decoders[cls] = msgspec.msgpack.Decoder(cls)
-    return _decoders[cls]
+    made = _decoders.get(cls)
+    if made is None:
+        made = _decoders[cls] = msgspec.msgpack.Decoder(cls)
+    return made
 
 
 def encode(state: State) -> bytes:

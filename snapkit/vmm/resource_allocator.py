@@ -59,12 +59,16 @@ class AddressAllocator:
         end = start + length
         if length <= 0 or start < self.start or end > self.end:
             raise ConfigError(f"{self.name} range {shown(start, length)} is not inside {self._bounds}")
-        at = bisect_right(self._claims, start, key=_start)
-        for held in self._claims[max(0, at - 1) : at + 1]:
+        claims = self._claims
+        if not claims or start >= claims[-1].end:  # a machine's parts are built in the order in which they took
+            claims.append(Claim(start, end, owner))
+            return
+        at = bisect_right(claims, start, key=_start)
+        for held in claims[max(0, at - 1) : at + 1]:
             if held.start < end and start < held.end:
                 where = f"{self.name} range {shown(start, length)}"
                 raise ConfigError(f"{where} is taken by {held.owner or 'another'} ({_shown(held)})")
-        self._claims.insert(at, Claim(start, end, owner))
+        claims.insert(at, Claim(start, end, owner))
 
     def free(self, start: int, length: int, owner: str = "") -> None:
         """Give a range back; InternalError unless it is, as a whole, what *owner* has taken."""
@@ -112,6 +116,7 @@ class ResourceAllocator:
             for pool in sorted(pools, key=lambda pool: pool.pool)
         }
         self._windows = [(name, pool) for name, pool in self._pools.items() if name.startswith("mmio")]
+        self._taken = 0  # claims in all pools
 
     @classmethod
     def restore(cls, state: ResourceAllocatorState, args: object = None) -> Self:
@@ -135,22 +140,25 @@ class ResourceAllocator:
 
     def allocate(self, pool: Pool, length: int, owner: str, *, align: int = 1) -> int:
         """Take the first range of *length* in *pool* that fits; ConfigError when there is none."""
-        self._limit(pool)
-        return self._pool(pool).allocate(length, align, owner)
+        start = self._with_room(pool).allocate(length, align, owner)
+        self._taken += 1
+        return start
 
     def claim(self, pool: Pool, start: int, length: int, owner: str) -> None:
         """Take exactly this range of *pool*; ConfigError, naming the holder, when any of it is taken or outside."""
-        self._limit(pool)
-        self._pool(pool).claim(start, length, owner)
+        self._with_room(pool).claim(start, length, owner)
+        self._taken += 1
 
     def free(self, pool: Pool, start: int, length: int, owner: str) -> None:
         """Give back what *owner* took by one `allocate` or `claim`; InternalError for anything else."""
         self._pool(pool).free(start, length, owner)
+        self._taken -= 1
 
     def free_owner(self, owner: str) -> None:
         """Give everything back that *owner* has taken."""
         for pool in self._pools.values():
             pool.free_owner(owner)
+        self._taken = sum(len(pool.claims) for pool in self._pools.values())
 
     def window(self, address: int, length: int) -> Pool | None:
         """Return the MMIO pool that contains the whole range, None where none does."""
@@ -189,10 +197,11 @@ class ResourceAllocator:
         except KeyError:
             raise ConfigError(f"this machine has no pool {name}") from None
 
-    def _limit(self, name: Pool) -> None:
-        """Refuse what a snapshot could not hold."""
-        if sum([len(pool._claims) for pool in self._pools.values()]) >= CLAIMS_MAX:
+    def _with_room(self, name: Pool) -> AddressAllocator:
+        """Return a pool to take something of; ConfigError for more claims than a snapshot could hold."""
+        if self._taken >= CLAIMS_MAX:
             raise ConfigError(f"{name}: all {CLAIMS_MAX} claims that a machine can have are taken")
+        return self._pool(name)
 
 
 def _start(claim: Claim) -> int:
