@@ -128,9 +128,7 @@ class Image:
                 if entry.required != schema.required:
                     raise ImageError(f"section {entry.path}.required is {entry.required}, must be {schema.required}")
                 if entry.length > schema.max_len:
-                    raise ImageError(
-                        f"section {entry.path} has {entry.length} bytes, {kind} allows {schema.max_len}"
-                    )
+                    raise ImageError(f"section {entry.path} has {entry.length} bytes, {kind} allows {schema.max_len}")
                 section = SectionId(kind, entry.instance)
                 states[section] = codec.decode(schema, self._payload(entry), where=section)
         return Sections(states, dropped)

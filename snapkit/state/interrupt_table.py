@@ -54,14 +54,15 @@ def invariants(state: InterruptTableState, component: str) -> list[Finding]:
     for name, items, low, high in lists:
         before = -1
         for number, item in enumerate(items):
-            path = f"{name}[{number}]"
-            if not low <= item.gsi < high:
-                expected = f"within {low}..{high - 1}"
-                findings.append(Finding(component, f"{path}.gsi", str(item.gsi), expected, f"{name}.range"))
-            if item.gsi <= before:
-                expected = f"sorted and there once, after {before}"
-                findings.append(Finding(component, f"{path}.gsi", str(item.gsi), expected, f"{name}.sorted"))
+            gsi = item.gsi
+            if not low <= gsi < high:
+                path, expected = f"{name}[{number}].gsi", f"within {low}..{high - 1}"
+                findings.append(Finding(component, path, str(gsi), expected, f"{name}.range"))
+            if gsi <= before:
+                path, expected = f"{name}[{number}].gsi", f"sorted and there once, after {before}"
+                findings.append(Finding(component, path, str(gsi), expected, f"{name}.sorted"))
             if not owned_by_a_section(item.owner):
-                findings.append(Finding(component, f"{path}.owner", repr(item.owner), "kind/instance", f"{name}.owner"))
-            before = item.gsi
+                path = f"{name}[{number}].owner"
+                findings.append(Finding(component, path, repr(item.owner), "kind/instance", f"{name}.owner"))
+            before = gsi
     return findings

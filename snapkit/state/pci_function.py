@@ -5,7 +5,8 @@ included. A BAR's *address* is where it is claimed and decoded; where its regist
 begun to move it (a pending move) or is probing its length (all ones written), and neither has taken effect yet.
 """
 
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Annotated
@@ -21,6 +22,9 @@ from snapkit.state.spec.pci import Command, HeaderType, MemoryBar, Status
 CONFIG_LEN = 256
 HOST_BRIDGE = SectionId("pci-function", "host-bridge")
 """The section of the function in slot 0, which belongs to no device."""
+
+_ids_and_command = struct.Struct("<HHH").unpack_from
+_bar_values = struct.Struct(f"<{pci.BARS}I").unpack_from
 
 
 class BarState(State):
@@ -95,13 +99,14 @@ def find_capability(config: bytes | bytearray, capability_id: int) -> int | None
 
 def invariants(state: PciFunctionState, component: str) -> list[Finding]:
     """Return what in *state* no function could hold, for the section *component*."""
-    return [
-        *_header(state, component),
-        *_chain(state, component),
-        *(finding for number in range(len(state.bars)) for finding in _bar(state, number, component)),
-        *_registers_apart(state, component),
-        *_apart(state, component),
-    ]
+    values = _bar_values(state.config, pci.BAR0)
+    findings = [*_header(state, component), *_chain(state, component)]
+    for number in range(len(state.bars)):
+        findings += _bar(state, number, values, component)
+    findings += _registers_apart(state, values, component)
+    if len(state.bars) > 1:
+        findings += _apart(state, component)
+    return findings
 
 
 def _may_start(pointer: int) -> bool:
@@ -109,13 +114,14 @@ def _may_start(pointer: int) -> bool:
 
 
 def _header(state: PciFunctionState, component: str) -> Iterator[Finding]:
-    command, header_type = register(state.config, pci.COMMAND, 2), state.config[pci.HEADER_TYPE]
+    vendor, _device, command = _ids_and_command(state.config)
+    header_type = state.config[pci.HEADER_TYPE]
     if command & ~Command.writable:
         expected = f"within the writable bits {Command.writable:#06x} of the command register"
         yield Finding(component, "config[4:6]", f"{command:#06x}", expected, "pci.command")
     if header_type & HeaderType.defined:
         yield Finding(component, "config[14]", f"{header_type:#04x}", "0x00, one function, no bridge", "pci.header")
-    if register(state.config, pci.VENDOR_ID, 2) == pci.NO_FUNCTION:
+    if vendor == pci.NO_FUNCTION:
         yield Finding(component, "config[0:2]", "0xffff", "a vendor: 0xffff means no function", "pci.vendor")
 
 
@@ -134,25 +140,24 @@ def _chain(state: PciFunctionState, component: str) -> Iterator[Finding]:
     elif pointer or not chain:
         expected = f"a multiple of 4 from {pci.HEADER_LEN:#x} to {pci.CAP_LAST_START:#x}"
         yield Finding(component, f"config[{last}]", f"{pointer:#04x}", expected, rule)
-    taken = sorted((offset, _least_len(config, offset)) for offset in chain)
-    for (offset, length), (following, _) in pairwise([*taken, (CONFIG_LEN, 0)]):
-        if offset + length > following:
-            text = f"{offset:#x}..{offset + length:#x}"
+    offset = end = 0
+    for following in (*sorted(chain), CONFIG_LEN):
+        if end > following:
+            text = f"{offset:#x}..{end:#x}"
             yield Finding(component, f"config[{offset}]", f"a capability at {text}", f"over by {following:#x}", rule)
+        if following < CONFIG_LEN:
+            offset, end = following, following + _least_len(config, following)
 
 
 def _least_len(config: bytes, offset: int) -> int:
     """Return how long the capability at *offset* is, as far as its ID tells."""
-    match config[offset + pci.CAP_ID]:
-        case pci.CAP_ID_MSIX:
-            return msix.CAP_LEN
-        case pci.CAP_ID_VENDOR:
-            return max(config[offset + 2], 3)
-        case _:
-            return 2
+    found = config[offset + pci.CAP_ID]
+    if found == pci.CAP_ID_VENDOR:
+        return max(config[offset + 2], 3)
+    return msix.CAP_LEN if found == pci.CAP_ID_MSIX else 2
 
 
-def _bar(state: PciFunctionState, number: int, component: str) -> Iterator[Finding]:
+def _bar(state: PciFunctionState, number: int, values: Sequence[int], component: str) -> Iterator[Finding]:
     bar, path = state.bars[number], f"bars[{number}]"
     if bar.width not in {32, 64}:
         yield Finding(component, f"{path}.width", str(bar.width), "32 or 64", "pci.bar-width")
@@ -168,25 +173,27 @@ def _bar(state: PciFunctionState, number: int, component: str) -> Iterator[Findi
     if bar.address % bar.length or bar.address + bar.length > room:
         expected = f"a multiple of {bar.length:#x} within {bar.width} bits"
         yield Finding(component, f"{path}.address", f"{bar.address:#x}", expected, "pci.bar-address")
-    low = register(state.config, bar_offset(bar.index), 4)
+    low = values[bar.index]
     wanted = pci.BAR_TYPE_64 if bar.width == 64 else pci.BAR_TYPE_32
     if low & MemoryBar.IO or MemoryBar.TYPE.get(low) != wanted:
         expected = f"that of a {bar.width}-bit memory BAR in its type bits"
         yield Finding(component, f"config[{bar_offset(bar.index)}]", f"{low:#010x}", expected, "pci.bar-type")
-    if (pointed := bar_pointed(state.config, bar)) % bar.length:
+    pointed = (low | values[bar.index + 1] << 32 if bar.width == 64 else low) & ~0xF
+    if pointed % bar.length:
         expected = f"0 below bit {bar.length.bit_length() - 1}: those bits are not in the register"
         yield Finding(component, f"config[{bar_offset(bar.index)}]", f"{pointed:#x}", expected, "pci.bar-bits")
 
 
-def _registers_apart(state: PciFunctionState, component: str) -> Iterator[Finding]:
+def _registers_apart(state: PciFunctionState, values: Sequence[int], component: str) -> Iterator[Finding]:
     taken: set[int] = set()
     for number, bar in enumerate(state.bars):
-        if taken.intersection(bar_registers(bar)):
+        registers = bar_registers(bar)
+        if not taken.isdisjoint(registers):
             expected = "a register that no other BAR has"
             yield Finding(component, f"bars[{number}].index", str(bar.index), expected, "pci.bar-index")
-        taken.update(bar_registers(bar))
-    for index in set(range(pci.BARS)) - taken:
-        if value := register(state.config, bar_offset(index), 4):
+        taken.update(registers)
+    for index, value in enumerate(values):
+        if value and index not in taken:
             path, expected = f"config[{bar_offset(index)}]", "0 where there is no BAR"
             yield Finding(component, path, f"{value:#010x}", expected, "pci.bar-index")
 

@@ -4,19 +4,22 @@ PCI Local Bus Specification 3.0, section 6.8.2. The message control word, which 
 repeated here: it belongs to pci-function. *pending* has one bit a vector, packed into 64-bit words as the guest reads them.
 """
 
+import struct
 from collections.abc import Iterator
 from typing import Annotated
 
 from msgspec import Meta
 
 from snapkit.errors import Finding
-from snapkit.state.pci_function import PciFunctionState, find_capability, register
+from snapkit.state.pci_function import PciFunctionState, find_capability
 from snapkit.state.schema import U16, U32, U64, State, schema
 from snapkit.state.schema import register as described_by
 from snapkit.state.spec import msix, pci
 from snapkit.state.spec.msix import MessageAddress, MessageControl, TableOffset, VectorControl
 
 VECTORS_MAX = 64
+
+_capability = struct.Struct("<HII").unpack_from  # from the message control word on: it, table, PBA
 
 
 class MsixEntryState(State):
@@ -56,11 +59,11 @@ def invariants(state: PciMsixState, component: str) -> list[Finding]:
     vectors = len(state.entries)
     findings = [
         Finding(component, f"entries[{number}].{name}", f"{value:#x}", f"within {defined:#x}", "msix.reserved-bits")
-        for number, entry in enumerate(state.entries)
-        for name, value, defined in (
-            ("address", entry.address, MessageAddress.defined),
-            ("control", entry.control, VectorControl.defined),
+        for name, values, defined in (
+            ("address", [entry.address for entry in state.entries], MessageAddress.defined),
+            ("control", [entry.control for entry in state.entries], VectorControl.defined),
         )
+        for number, value in enumerate(values)
         if value & ~defined
     ]
     if len(state.gsis) != vectors:
@@ -91,15 +94,21 @@ def fits(state: PciMsixState, component: str, function: PciFunctionState, owner:
 
 def _fits(state: PciMsixState, component: str, function: PciFunctionState, owner: str, at: int) -> Iterator[Finding]:
     vectors = len(state.entries)
-    size = MessageControl.TABLE_SIZE.get(register(function.config, at + msix.MESSAGE_CONTROL, 2)) + 1
+    control, table_word, pba_word = _capability(function.config, at + msix.MESSAGE_CONTROL)
+    size = MessageControl.TABLE_SIZE.get(control) + 1
     if size != vectors:
         expected = f"{size}, as the capability of {owner} says"
         yield Finding(component, "entries", f"a list of {vectors}", expected, "msix.size")
     spans = []
-    for offset, what, length in ((msix.TABLE, "table", table_len(size)), (msix.PBA, "PBA", pba_len(size))):
-        word = register(function.config, at + offset, 4)
-        index, start = TableOffset.BIR.get(word), word & TableOffset.OFFSET
-        if not any(bar.index == index and start + length <= bar.length for bar in function.bars):
+    for offset, word, what, length in (
+        (msix.TABLE, table_word, "table", table_len(size)),
+        (msix.PBA, pba_word, "PBA", pba_len(size)),
+    ):
+        index, start = word & TableOffset.BIR, word & TableOffset.OFFSET
+        for bar in function.bars:
+            if bar.index == index and start + length <= bar.length:
+                break
+        else:
             expected = f"that of a {what} of {length} bytes inside a BAR"
             yield Finding(owner, f"config[{at + offset}]", f"{word:#x}", expected, "msix.place")
         spans.append((index, start, start + length))

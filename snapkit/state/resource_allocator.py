@@ -4,7 +4,7 @@ Pools are bounds; a claim is a range inside one. Claims are derived: the devices
 section says must agree with what they say.
 """
 
-from collections.abc import Iterator
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import msgspec
@@ -71,6 +71,7 @@ def shown(start: int, length: int) -> str:
     return f"{start}..{last}" if length > 1 else f"{start}"
 
 
+@lru_cache(maxsize=256)  # every vector, BAR and slot of a device names the same few
 def owned_by_a_section(owner: str) -> bool:
     """Return whether *owner* has the form ``kind/instance`` with a kind that there is."""
     kind, slash, instance = owner.partition("/")
@@ -97,35 +98,38 @@ def invariants(state: ResourceAllocatorState, component: str) -> list[Finding]:
                 findings.append(Finding(component, path, value, expected, "pools.apart"))
         pools[pool.pool] = pool
         before = pool.pool
+    return findings + _claims(state.claims, pools, component)
+
+
+def _claims(claims: list[ClaimState], pools: dict[Pool, PoolState], component: str) -> list[Finding]:
+    """Return what is wrong with *claims*. One loop, and no text before it is needed: a device has five of them."""
+    findings = []
     last: ClaimState | None = None
-    for number, claim in enumerate(state.claims):
-        findings += _claim(claim, last, pools.get(claim.pool), component, f"claims[{number}]")
+    for number, claim in enumerate(claims):
+        room, start, end = pools.get(claim.pool), claim.start, claim.start + claim.length
+        if room is None:
+            path = f"claims[{number}].pool"
+            findings.append(Finding(component, path, claim.pool, "one of the pools", "claims.pool"))
+        elif start == end or start < room.start or end > room.start + room.length:
+            path, expected = f"claims[{number}]", f"inside {shown(room.start, room.length)}"
+            findings.append(Finding(component, path, _shown(claim), expected, "claims.inside"))
+        if not owned_by_a_section(claim.owner):
+            path = f"claims[{number}].owner"
+            findings.append(Finding(component, path, repr(claim.owner), "kind/instance", "claims.owner"))
+        if last is not None and claim.pool <= last.pool:
+            if claim.pool < last.pool or start < last.start:
+                path, expected = f"claims[{number}]", "sorted by pool and start"
+                findings.append(Finding(component, path, _shown(claim), expected, "claims.sorted"))
+            elif start < last.start + last.length and last.start < end:
+                path, expected = f"claims[{number}]", f"apart from {shown(last.start, last.length)} of {last.owner}"
+                findings.append(Finding(component, path, _shown(claim), expected, "claims.apart"))
         last = claim
     return findings
-
-
-def _claim(
-    claim: ClaimState, last: ClaimState | None, room: PoolState | None, component: str, path: str
-) -> Iterator[Finding]:
-    """Give what is wrong with *claim*, the one after *last*, whose pool is *room*."""
-    if room is None:
-        yield Finding(component, f"{path}.pool", claim.pool, "one of the pools", "claims.pool")
-    elif not claim.length or claim.start < room.start or claim.start + claim.length > room.start + room.length:
-        expected = f"inside {shown(room.start, room.length)}"
-        yield Finding(component, path, _shown(claim), expected, "claims.inside")
-    if not owned_by_a_section(claim.owner):
-        yield Finding(component, f"{path}.owner", repr(claim.owner), "kind/instance", "claims.owner")
-    if last is not None and claim.pool <= last.pool:
-        if claim.pool < last.pool or claim.start < last.start:
-            yield Finding(component, path, _shown(claim), "sorted by pool and start", "claims.sorted")
-        elif _overlap(claim, last):
-            expected = f"apart from {shown(last.start, last.length)} of {last.owner}"
-            yield Finding(component, path, _shown(claim), expected, "claims.apart")
 
 
 def _shown(claim: ClaimState) -> str:
     return f"{claim.pool} {shown(claim.start, claim.length)}"
 
 
-def _overlap(one: PoolState | ClaimState, other: PoolState | ClaimState) -> bool:
+def _overlap(one: PoolState, other: PoolState) -> bool:
     return one.start < other.start + other.length and other.start < one.start + one.length

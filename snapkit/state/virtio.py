@@ -51,13 +51,13 @@ def invariants(state: VirtioState, component: str, *, queues: int | None = None)
     elif state.acked and not state.acked & spec.VIRTIO_F_VERSION_1:
         findings.append(Finding(component, "acked", f"{state.acked:#x}", "0 or with VERSION_1", "virtio.features"))
     for number, queue in enumerate(state.queues):
-        path, rule = f"queues[{number}]", "virtio.queue-size"
         for name, value, most in (
             ("max_size", queue.max_size, QUEUE_SIZE_MAX),
             ("size", queue.size, queue.max_size),
         ):
             if not value or value & (value - 1) or value > most:
-                findings.append(Finding(component, f"{path}.{name}", str(value), f"a power of two <= {most}", rule))
+                path, expected = f"queues[{number}].{name}", f"a power of two <= {most}"
+                findings.append(Finding(component, path, str(value), expected, "virtio.queue-size"))
     return findings
 
 
@@ -104,8 +104,13 @@ def _ring_findings(device: VirtioState, component: str, ram: list[tuple[int, int
             ("driver", queue.driver, spec.avail_len(queue.size), spec.AVAIL_ALIGN),
             ("device", queue.device, spec.used_len(queue.size), spec.USED_ALIGN),
         ):
-            path = f"queues[{number}].{name}"
             if gpa % alignment:
-                yield Finding(component, path, f"{gpa:#x}", f"a multiple of {alignment}", "virtio.ring")
-            elif not any(start <= gpa and gpa + length <= start + span for start, span in ram):
-                yield Finding(component, path, f"{gpa:#x}", f"the start of {length:#x} bytes in RAM", "virtio.ring")
+                expected = f"a multiple of {alignment}"
+                yield Finding(component, f"queues[{number}].{name}", f"{gpa:#x}", expected, "virtio.ring")
+                continue
+            for start, span in ram:
+                if start <= gpa and gpa + length <= start + span:
+                    break
+            else:
+                expected = f"the start of {length:#x} bytes in RAM"
+                yield Finding(component, f"queues[{number}].{name}", f"{gpa:#x}", expected, "virtio.ring")

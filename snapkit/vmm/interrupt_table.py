@@ -65,6 +65,8 @@ class GsiLine:
 class MsiVector:
     """One message-signalled interrupt of a device. Made by `InterruptTable.vector`."""
 
+    __slots__ = ("_eventfd", "_registered", "_table", "device_id", "enabled", "gsi", "owner")
+
     def __init__(self, table: "InterruptTable", gsi: int, owner: str, device_id: int) -> None:
         # Configuration
         self.gsi, self.owner, self.device_id = gsi, owner, device_id
@@ -152,10 +154,15 @@ class InterruptTable:
 
     def agree(self, state: InterruptTableState, component: str = "interrupt-table/0") -> list[Finding]:
         """Return where *state*, as it was saved, differs from what the devices have wired by now."""
-        own = self.save()
         findings: list[Finding] = []
-        if own == state:
+        with self._lock:
+            lines, routes = (
+                [item for _, item in sorted(table.items())] == saved
+                for table, saved in ((self._lines, state.lines), (self._routes, state.routes))
+            )
+        if lines and routes:
             return findings
+        own = self.save()
         pairs: tuple[tuple[str, Sequence[LineState | RouteState], Sequence[LineState | RouteState]], ...] = (
             ("lines", state.lines, own.lines),
             ("routes", state.routes, own.routes),

@@ -75,6 +75,11 @@ class GuestMemory:
             regions.append(Region(Gpa(gpa), length, Hva(at)))
             at += length
         self.regions = tuple(regions)
+        self.largest_first = tuple(
+            (region.gpa, region.gpa + region.length, region.hva - region.gpa)
+            for region in sorted(regions, key=lambda region: -region.length)
+        )
+        """The regions as (gpa, end, what makes an address in them the monitor's), for who looks many of them up."""
         self._laid = Ranges()  # by the monitor's address
         self._mappings = 1  # at most: neighbours that the kernel joined count twice until it is asked
         self._refusals = 0

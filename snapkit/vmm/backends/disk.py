@@ -5,7 +5,7 @@ disk may be written at all. Files that may be written are locked exclusively (fl
 never changes under another machine. The lock lives as long as the fd; file systems without locks are used without.
 
 A restore (`reopen_disk`) wants every layer to be the file that the save left: same length, mtime and inode. It is told
-otherwise by `DiskOverrides`. The layers are locked first and looked at then, so that what was found stays true.
+otherwise by `DiskOverrides`. A file is locked first and looked at then, once, so that what was found stays true.
 
 Surprises: a directory opens read-only like a file; opening a FIFO waits for its other end unless told not to; the format
 of a file is never guessed from its contents, which for a raw image are the guest's to choose.
@@ -55,11 +55,12 @@ class DiskOverrides(NamedTuple):
 
 
 class _Layer(NamedTuple):
-    """An open file of a disk."""
+    """An open file of a disk, with what was found when it had been locked."""
 
     path: str
     format: str
     fd: int
+    found: LayerState
 
 
 class RawImage:
@@ -124,7 +125,7 @@ class Disk:
 
     def describe(self) -> DiskHostState:
         """Return what a restore needs to recognise the files, as they are now. Raises HostError."""
-        layers = [_identity(layer) for layer in self._layers]
+        layers = [_identity(layer.path, layer.format, layer.fd, host.fstat(layer.fd)) for layer in self._layers]
         return DiskHostState(layers=layers, readonly=self.readonly)
 
     def settle(self) -> DiskHostState:
@@ -255,9 +256,6 @@ def _open_layers(ident: str, wanted: list[tuple[str, str]], *, readonly: bool, f
         writable = not readonly and number == len(wanted) - 1
         fd = _open(ident, path, os.O_RDWR if writable else os.O_RDONLY)
         files.callback(host.close, fd)
-        mode = host.fstat(fd).st_mode
-        if not host.is_regular(mode) and host.file_type(mode) != "a block device":
-            raise _Unusable(ident, f"{path} is {host.file_type(mode)}")
         try:
             host.flock(fd, host.LOCK_EX_NB if writable else host.LOCK_SH_NB)
         except HostError as error:
@@ -269,7 +267,10 @@ def _open_layers(ident: str, wanted: list[tuple[str, str]], *, readonly: bool, f
                 raise ConfigError(f"disk {ident}: {path} is in use by {held}: {way_out}") from error
             if error.errno not in host_io.NO_LOCKS:
                 raise
-        layers.append(_Layer(path, kind, fd))
+        status = host.fstat(fd)
+        if not host.is_regular(status.st_mode) and host.file_type(status.st_mode) != "a block device":
+            raise _Unusable(ident, f"{path} is {host.file_type(status.st_mode)}")
+        layers.append(_Layer(path, kind, fd, _identity(path, kind, fd, status)))
     return layers
 
 
@@ -304,7 +305,7 @@ def _check_length(ident: str, path: str, length: int) -> None:
 def _assemble(ident: str, layers: list[_Layer], directory: str | None, *, readonly: bool, files: ExitStack) -> Disk:
     """Stack the open *layers*, make a new overlay in *directory* if one is given, and hand *files* over to the disk."""
     image: Image
-    image = RawImage(layers[0].fd, host_io.seek_end(layers[0].fd))
+    image = RawImage(layers[0].fd, layers[0].found.length)
     _check_length(ident, layers[0].path, image.length)
     for layer in layers[1:]:
         image = _lay(layer, image, files)
@@ -313,10 +314,11 @@ def _assemble(ident: str, layers: list[_Layer], directory: str | None, *, readon
         if len(layers) == LAYERS_MAX:
             raise ConfigError(f"disk {ident} has {len(layers)} layers, must have fewer for another overlay")
         created = os.path.join(directory, f"{ident}-{host.urandom(8).hex()}.overlay")
-        layer = _Layer(created, "overlay", _create(ident, created, image.length))
-        files.callback(host.close, layer.fd)
+        fd = _create(ident, created, image.length)
+        files.callback(host.close, fd)
         with ExitStack() as undo:
             undo.callback(overlays.remove, created)
+            layer = _Layer(created, "overlay", fd, _identity(created, "overlay", fd, host.fstat(fd)))
             image = _lay(layer, image, files)
             undo.pop_all()
         layers = [*layers, layer]
@@ -340,22 +342,21 @@ def _lay(layer: _Layer, below: Image, files: ExitStack) -> Overlay:
     return lying
 
 
-def _identity(layer: _Layer) -> LayerState:
-    """Describe an open file as it is now. The times of a block device tell nothing of its contents."""
-    found = host.fstat(layer.fd)
-    regular = host.is_regular(found.st_mode)
+def _identity(path: str, kind: str, fd: int, status: os.stat_result) -> LayerState:
+    """Describe an open file of *status*. The times of a block device tell nothing of its contents."""
+    regular = host.is_regular(status.st_mode)
     return LayerState(
-        path=layer.path,
-        format="overlay" if layer.format == "overlay" else "raw",
-        length=found.st_size if regular else host_io.seek_end(layer.fd),
-        mtime_ns=found.st_mtime_ns if regular else 0,
-        inode=found.st_ino if regular else 0,
+        path=path,
+        format="overlay" if kind == "overlay" else "raw",
+        length=status.st_size if regular else host_io.seek_end(fd),
+        mtime_ns=status.st_mtime_ns if regular else 0,
+        inode=status.st_ino if regular else 0,
     )
 
 
 def _changes(where: str, number: int, layer: _Layer, saved: DiskHostState) -> Iterator[Finding]:
     """Give what tells that a file is not, or not any more, the one that was saved."""
-    before, now = saved.layers[number], _identity(layer)
+    before, now = saved.layers[number], layer.found
     for name in ("length", "mtime_ns", "inode"):
         got, wanted = getattr(now, name), getattr(before, name)
         if got != wanted:

@@ -42,8 +42,7 @@ class VmFd:
 
     def irqfd(self, fd: int, gsi: int, *, assign: bool) -> None:
         """Have a write to the eventfd *fd* raise *gsi*, or no longer. Its route must be there before, or it is lost."""
-        flags = 0 if assign else abi.KVM_IRQFD_FLAG_DEASSIGN
-        abi.put(self.fd, abi.KVM_IRQFD, abi.irqfd(fd, gsi, flags))
+        abi.put(self.fd, abi.KVM_IRQFD, abi.irqfd(fd, gsi, 0 if assign else abi.KVM_IRQFD_FLAG_DEASSIGN))
 
     def ioeventfd(
         self, fd: int, gpa: int, length: int, *, datamatch: int | None = None, assign: bool = True, pio: bool = False

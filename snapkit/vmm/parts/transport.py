@@ -99,11 +99,11 @@ class MmioPart(TransportPart):
 
 def _device(instance: str, site: Site) -> DevicePart:
     """Return the device that the transport of *instance* carries: the id is its own."""
-    found = (site.parts.get(SectionId(kind, instance)) for kind in spec.TYPE_IDS)
-    device = next((part for part in found if isinstance(part, DevicePart)), None)
-    if device is None:
-        raise InternalError(f"the device of the transport {instance} is not there yet")
-    return device
+    for kind in spec.TYPE_IDS:
+        part = site.parts.get(SectionId(kind, instance))
+        if isinstance(part, DevicePart):
+            return part
+    raise InternalError(f"the device of the transport {instance} is not there yet")
 
 
 def _build_pci(section: SectionId, state: VirtioPciState, site: Site) -> Part:

@@ -110,8 +110,7 @@ class PciMsix:
 
     def wire(self) -> None:
         """Open every vector that may be. Inside a batch of the caller's, whose end brings it about or raises."""
-        for number in self._all():
-            self._drive(number)
+        self._drive(self._all())
 
     def resync(self) -> None:
         """Send what is still owed to vectors that have come to be open; nothing after a regular save."""
@@ -123,8 +122,7 @@ class PciMsix:
         Before a save: a machine whose routes are not what its tables say could not be restored.
         """
         with self._interrupts.batch():
-            for number in self._all():
-                self._drive(number)
+            self._drive(self._all())
         self._deliver(self._all())
 
     def save(self) -> PciMsixState:
@@ -208,20 +206,23 @@ class PciMsix:
         """Bring about what the guest wrote for the vectors *numbers*, at once, then send what waited for it."""
         try:
             with self._interrupts.batch():
-                for number in numbers:
-                    self._drive(number)
+                self._drive(numbers)
         except SnapkitError:
             self.faults += 1
         self._deliver(numbers)
 
-    def _drive(self, number: int) -> None:
-        vector, entry = self._vectors[number], self.state.entries[number]
-        if self.open(number):
-            vector.enable(entry.address, entry.data)
-        else:
-            vector.disable()
+    def _drive(self, numbers: Iterable[int]) -> None:
+        enabled = self._enabled()
+        for number in numbers:
+            vector, entry = self._vectors[number], self.state.entries[number]
+            if enabled and not entry.control & VectorControl.MASK:
+                vector.enable(entry.address, entry.data)
+            else:
+                vector.disable()
 
     def _deliver(self, numbers: Iterable[int]) -> None:
+        if not any(self.state.pending):
+            return
         for number in numbers:
             word, bit = divmod(number, msix.PBA_WORD_BITS)
             if self.state.pending[word] >> bit & 1 and self._vectors[number].enabled:

@@ -101,8 +101,7 @@ class Queue:
         self._avail = avail.cast("H")  # flags, idx, ring[size], used_event
         self._used = used.cast("H")  # flags, idx, (id, len)[size], avail_event
         self._used_ring = used[: used_len - 2].cast("I")  # word 0 is flags and idx; element n is words 2n+1 and 2n+2
-        regions = [(r.gpa, r.gpa + r.length, r.hva - r.gpa) for r in self._memory.regions]
-        self._regions = tuple(sorted(regions, key=_length, reverse=True))
+        self._regions = self._memory.largest_first
         self._size, self._event_idx, self._indirect = size, event_idx, indirect
         self._signalled, self._notify_all = state.next_used, True
         self.active = True
@@ -314,10 +313,6 @@ class Queue:
             if low <= gpa and gpa + length <= high:
                 return gpa + delta
         raise QueueBroken(f"buffer {gpa:#x}..{gpa + length:#x} is outside RAM")
-
-
-def _length(region: tuple[int, int, int]) -> int:
-    return region[1] - region[0]
 
 
 # Spans

@@ -275,13 +275,7 @@ class VirtioPci(Transport):
         at, function = self._window_at, self._function
         if at is None:
             return
-        for offset, length in (
-            (spec.PCI_CAP_BAR, 1),
-            (spec.PCI_CAP_OFFSET, 4),
-            (spec.PCI_CAP_LENGTH, 4),
-            (spec.PCI_CAP_DATA, 4),
-        ):
-            function.allow_writes(at + offset, length, (1 << 8 * length) - 1)
+        function.allow_writes(at, _WINDOW_LEN, _WINDOW_WRITABLE)
         function.on_config_read(at + spec.PCI_CAP_DATA, 4, self._read_window)
         function.on_config_write(at + spec.PCI_CAP_DATA, 4, self._write_window)
 
@@ -367,6 +361,10 @@ class VirtioPci(Transport):
 
 
 _ENABLE_BYTE = MessageControl.ENABLE >> 8
+_WINDOW_LEN = spec.PCI_CAP_DATA + 4
+_WINDOW_WRITABLE = 0xFF << 8 * spec.PCI_CAP_BAR | sum(
+    _U32 << 8 * offset for offset in (spec.PCI_CAP_OFFSET, spec.PCI_CAP_LENGTH, spec.PCI_CAP_DATA)
+)
 
 
 def _zero() -> int:

@@ -428,7 +428,7 @@ def test_every_failing_call_leaves_no_fd_lock_or_file(image, how):
         open_disk(DiskOptions(id="root", path=image)).close()  # nobody holds a lock
         if disk is not None:
             break
-    assert fail_at > 3
+    assert fail_at >= 3  # open, lock, look
 
 
 def test_sync_that_fails_fails_the_save_by_the_disks_name(image, ram):
