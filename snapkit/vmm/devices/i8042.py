@@ -10,6 +10,7 @@ Surprise: Linux tests for an auxiliary port by looping a byte back (0xD3). Answe
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import ClassVar, NamedTuple, Self
 
 from snapkit.state.codec import adopted, checked
@@ -40,24 +41,6 @@ class I8042:
         # Runtime glue
         self._irq, self._reset_requested = irq, reset_requested
         self.faults = 0
-        self._commands: dict[int, Callable[[], None]] = {
-            spec.CMD_AUX_TEST: lambda: self._answer(spec.AUX_CLOCK_STUCK_LOW),
-            spec.CMD_SELF_TEST: self._self_test,
-            spec.CMD_KEYBOARD_TEST: lambda: self._answer(spec.KEYBOARD_TEST_PASSED),
-            spec.CMD_KEYBOARD_DISABLE: self._disable_keyboard,
-            spec.CMD_KEYBOARD_ENABLE: self._enable_keyboard,
-            spec.CMD_READ_INPUT_PORT: lambda: self._answer(_INPUT_PORT),
-            spec.CMD_READ_OUTPUT_PORT: self._read_output_port,
-            spec.CMD_READ_TEST_INPUTS: lambda: self._answer(0),
-        }
-        self._data_writes: dict[int, Callable[[int], None]] = {
-            0: self._to_keyboard,
-            spec.CMD_WRITE_COMMAND_BYTE: self._write_command_byte,
-            spec.CMD_WRITE_OUTPUT_PORT: self._write_output_port,
-            spec.CMD_WRITE_OUTPUT_BUFFER: self._answer,
-            spec.CMD_WRITE_AUX_OUTPUT_BUFFER: self._answer,
-            spec.CMD_WRITE_AUX: lambda _value: self._answer(spec.RESEND, Status.TO),
-        }
         # Guest-visible state
         self.state = state
         self._level = self._irq_level()  # adopted: the pin had this level before
@@ -195,3 +178,29 @@ class I8042:
         self.state.output_buffer = value
         self.state.status |= Status.OBF | status
         self._update_irq()
+
+    # Tables: made at the first access, which a restored guest may never need
+
+    @cached_property
+    def _commands(self) -> dict[int, Callable[[], None]]:
+        return {
+            spec.CMD_AUX_TEST: lambda: self._answer(spec.AUX_CLOCK_STUCK_LOW),
+            spec.CMD_SELF_TEST: self._self_test,
+            spec.CMD_KEYBOARD_TEST: lambda: self._answer(spec.KEYBOARD_TEST_PASSED),
+            spec.CMD_KEYBOARD_DISABLE: self._disable_keyboard,
+            spec.CMD_KEYBOARD_ENABLE: self._enable_keyboard,
+            spec.CMD_READ_INPUT_PORT: lambda: self._answer(_INPUT_PORT),
+            spec.CMD_READ_OUTPUT_PORT: self._read_output_port,
+            spec.CMD_READ_TEST_INPUTS: lambda: self._answer(0),
+        }
+
+    @cached_property
+    def _data_writes(self) -> dict[int, Callable[[int], None]]:
+        return {
+            0: self._to_keyboard,
+            spec.CMD_WRITE_COMMAND_BYTE: self._write_command_byte,
+            spec.CMD_WRITE_OUTPUT_PORT: self._write_output_port,
+            spec.CMD_WRITE_OUTPUT_BUFFER: self._answer,
+            spec.CMD_WRITE_AUX_OUTPUT_BUFFER: self._answer,
+            spec.CMD_WRITE_AUX: lambda _value: self._answer(spec.RESEND, Status.TO),
+        }
