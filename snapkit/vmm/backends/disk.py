@@ -125,7 +125,7 @@ class Disk:
 
     def describe(self) -> DiskHostState:
         """Return what a restore needs to recognise the files, as they are now. Raises HostError."""
-        layers = [_identity(layer.path, layer.format, layer.fd, host.fstat(layer.fd)) for layer in self._layers]
+        layers = [_as_it_is(layer) for layer in self._layers]
         return DiskHostState(layers=layers, readonly=self.readonly)
 
     def settle(self) -> DiskHostState:
@@ -155,7 +155,7 @@ class Disk:
         changed.
         """
         layers = [*self._layers[:-1], self._layers[-1]._replace(path=path)]
-        described = [_identity(layer) for layer in layers]
+        described = [_as_it_is(layer) for layer in layers]
         if isinstance(self.image, RawImage):  # an overlay's length never changes
             _check_length(self.id, path, described[0].length)
             self.image.length = _whole_sectors(described[0].length)
@@ -340,6 +340,11 @@ def _lay(layer: _Layer, below: Image, files: ExitStack) -> Overlay:
     lying = Overlay(layer.fd, overlays.read_geometry(layer.fd, below.length, where=layer.path), below)
     files.callback(lying.close)
     return lying
+
+
+def _as_it_is(layer: _Layer) -> LayerState:
+    """Describe an open file as it is now."""
+    return _identity(layer.path, layer.format, layer.fd, host.fstat(layer.fd))
 
 
 def _identity(path: str, kind: str, fd: int, status: os.stat_result) -> LayerState:
