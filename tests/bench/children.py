@@ -14,8 +14,8 @@ PATIENCE_S = 60.0
 
 
 @cache
-def _environment() -> Mapping[str, str]:
-    """As where snapkit is installed, where pip has compiled everything: bytecode is kept, whatever the shell says."""
+def environment() -> Mapping[str, str]:
+    """Return a child's environment, as where snapkit is installed and pip has compiled everything: bytecode is kept."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return kept | {"PYTHONPYCACHEPREFIX": str(ROOT / "build" / "bytecode")}
 
@@ -23,7 +23,7 @@ def _environment() -> Mapping[str, str]:
 def done_ms(*command: str) -> float:
     """Run *command*; milliseconds until it is over."""
     begin_ns = time.perf_counter_ns()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=PATIENCE_S, env=_environment())
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=PATIENCE_S, env=environment())
     return (time.perf_counter_ns() - begin_ns) / 1e6
 
 
@@ -36,7 +36,7 @@ def first_output_ms(*command: str, pass_fds: Sequence[int] = ()) -> float:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         pass_fds=pass_fds,
-        env=_environment(),
+        env=environment(),
     ) as process:
         assert process.stdout is not None
         try:

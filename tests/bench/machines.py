@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -19,6 +20,7 @@ from snapkit.vmm.kvm.vcpu import VcpuFd
 from snapkit.vmm.loop import Loop
 from snapkit.vmm.machine import BootConfig, Machine
 from tests.bench import driven
+from tests.bench.seam import timed_calls
 from tests.kvm.harness import DEMO, Rig, Tape, booted
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -93,6 +95,26 @@ class WarmRestore:
                 prepared.run(machine)
                 first.happened.wait()
                 return (first.at_ns - begin_ns) / 1e6
+
+
+class Split(NamedTuple):
+    """What one restore took on the main thread, in milliseconds."""
+
+    calls: int
+    inside: float
+    """In system calls."""
+    beside: float
+    """In all else."""
+
+
+def split_restore(path: str) -> Split:
+    """Restore the snapshot at *path*, from `prepare` until its vCPUs were told to run, with a clock at every system call."""
+    with Loop() as loop, _without_collector(), timed_calls() as clock:
+        begin_ns = time.perf_counter_ns()
+        with prepare(path) as prepared, Machine(loop, Console(None)) as machine:
+            prepared.run(machine)
+            whole, inside, calls = time.perf_counter_ns() - begin_ns, clock.ns, clock.calls
+    return Split(calls, inside / 1e6, (whole - inside) / 1e6)
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """Warm restore against its floor: how much more than its system calls, and how that grows with RAM."""
 
+import statistics
 from collections.abc import Callable, Mapping
 
 from tests.bench.figures import Cell, Figures, medians
 from tests.bench.floor import Floor
-from tests.bench.machines import Snapshots, WarmRestore
+from tests.bench.machines import Snapshots, WarmRestore, split_restore
 
 ROUNDS = 200
 DEVICES = 8
@@ -63,3 +64,23 @@ def test_warm_restore_with_devices_against_its_floor(snapshots: Snapshots, figur
     name = f"128 MiB, {DEVICES} PCI devices in use"
     title = "Warm restore of devices, open to first KVM_RUN, medians (at most 2.00 times the floor is wanted)"
     figures.show("restore-devices", title, _rows(ROUNDS, {name: snapshots.driven(128, DEVICES)}))
+
+
+def test_a_restore_beside_its_system_calls(snapshots: Snapshots, figures: Figures):
+    paths = {"128 MiB": snapshots.demo(128), "128 MiB, 10 PCI devices in use": snapshots.driven(128, 10)}
+    taken = {name: [split_restore(path) for _ in range(ROUNDS)] for name, path in paths.items()}
+    rows: list[dict[str, Cell]] = []
+    for name, splits in taken.items():
+        inside, beside = (statistics.median(each) for each in zip(*[split[1:] for split in splits], strict=True))
+        assert min(inside, beside) > 0
+        rows.append(
+            {
+                "machine": name,
+                "system calls": splits[-1].calls,
+                "in them ms": inside,
+                "beside them ms": beside,
+                "beside / in": beside / inside,
+            }
+        )
+    title = "Warm restore, what its system calls take and what all else does (at most 1.00 is wanted)"
+    figures.show("restore-split", title, rows)
