@@ -26,7 +26,7 @@ _c_shutdown = ctypes.CDLL(None, use_errno=True).shutdown
 def _as_socket(fd: int) -> "Iterator[socket.socket]":
     import socket
 
-    lent = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=fd)
+    lent = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)  # of a protocol not named it would be asked
     try:
         yield lent
     finally:
@@ -38,9 +38,7 @@ def unix_socket(*, blocking: bool = False) -> int:
     """Make a close-on-exec socket."""
     import socket
 
-    fd = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM).detach()
-    os.set_blocking(fd, blocking)
-    return fd
+    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | (0 if blocking else socket.SOCK_NONBLOCK)).detach()
 
 
 @seam

@@ -127,14 +127,10 @@ class ResourceAllocator:
     def save(self) -> ResourceAllocatorState:
         """Return pools and claims, both sorted."""
         return ResourceAllocatorState(
-            pools=[
-                PoolState(pool=name, start=pool.start, length=pool.end - pool.start)
-                for name, pool in self._pools.items()
-            ],
+            pools=self._pool_states(),
             claims=[
-                ClaimState(pool=name, start=claim.start, length=claim.end - claim.start, owner=claim.owner)
-                for name, pool in self._pools.items()
-                for claim in pool.claims
+                ClaimState(pool=pool, start=start, length=length, owner=owner)
+                for pool, start, length, owner in self._claimed()
             ],
         )
 
@@ -169,16 +165,17 @@ class ResourceAllocator:
 
     def agree(self, state: ResourceAllocatorState, component: str = "resource-allocator/0") -> list[Finding]:
         """Return where *state*, as it was saved, differs from what the devices have taken by now."""
-        own = self.save()
         findings: list[Finding] = []
-        if own == state:
+        claimed, pools = self._claimed(), self._pool_states()
+        listed = [(claim.pool, claim.start, claim.length, claim.owner) for claim in state.claims]
+        if claimed == listed and pools == state.pools:
             return findings
-        if own.pools != state.pools:
-            expected = ", ".join(_pool_shown(pool) for pool in own.pools)
+        if pools != state.pools:
+            expected = ", ".join(_pool_shown(pool) for pool in pools)
             value = ", ".join(_pool_shown(pool) for pool in state.pools)
             findings.append(Finding(component, "pools", value, expected, "resource-allocator.agree"))
-        taken = {(claim.pool, claim.start, claim.length, claim.owner) for claim in own.claims}
-        saved = {(claim.pool, claim.start, claim.length, claim.owner): n for n, claim in enumerate(state.claims)}
+        taken = set(claimed)
+        saved = {claim: number for number, claim in enumerate(listed)}
         for claim, number in saved.items():
             if claim not in taken:
                 value = _claim_shown(*claim)
@@ -190,6 +187,19 @@ class ResourceAllocator:
             expected = f"with {_claim_shown(*claim)}"
             findings.append(Finding(component, "claims", "without it", expected, "resource-allocator.agree"))
         return findings
+
+    def _pool_states(self) -> list[PoolState]:
+        return [
+            PoolState(pool=name, start=pool.start, length=pool.end - pool.start) for name, pool in self._pools.items()
+        ]
+
+    def _claimed(self) -> list[tuple[Pool, int, int, str]]:
+        """Return every claim as (pool, start, length, owner), by pool and start."""
+        return [
+            (name, claim.start, claim.end - claim.start, claim.owner)
+            for name, pool in self._pools.items()
+            for claim in pool._claims
+        ]
 
     def _pool(self, name: Pool) -> AddressAllocator:
         try:

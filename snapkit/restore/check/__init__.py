@@ -2,6 +2,14 @@
 
 A single value out of its bounds never gets here: decoding refuses it. Each invariant is a small named function with its
 reason, in one module a concern; `INVARIANTS` is the list that `check` runs.
+
+Every restore runs all of them, and nearly every machine passes, so an invariant is written for the machine that does:
+
+- it goes through what it looks at once, and looks at nothing else;
+- values are compared as they stand, registers of one structure read by one `struct`, not one by one;
+- texts and paths are made where a finding is, not before: they cost more than most comparisons;
+- where a whole can be compared at once (two sorted lists, two sets), what exactly differs is looked for afterwards.
+  There are never two spellings of one rule, a quick one and a thorough one.
 """
 
 from collections.abc import Callable, Iterable
