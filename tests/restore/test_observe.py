@@ -81,12 +81,12 @@ def test_an_observer_opens_its_files_beforehand_and_leaves_none():
         Observer()
 
 
-def test_stages_are_summed_up_in_the_order_in_which_they_began():
-    timeline = Timeline()
-    timeline.spans = [
+def test_stages_are_summed_up_in_the_order_in_which_they_began(monkeypatch):
+    spans = [
         Span("open", "a", 0, 1500, 2),
         Span("load", "b", 2000, 2600, 10),
         Span("load", "c", 5000, 2600, 11),
         Span("run", "d", 9000, 900, 0),
     ]
-    assert timeline.stages() == [("open", 1, 1, 2), ("load", 2, 5, 21), ("run", 1, 0, 0)]
+    monkeypatch.setattr(Timeline, "spans", spans)
+    assert Timeline().stages() == [("open", 1, 1, 2), ("load", 2, 5, 21), ("run", 1, 0, 0)]
