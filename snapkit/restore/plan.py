@@ -45,7 +45,16 @@ def plan(sections: Mapping[SectionId, State], pages: Pages, *, paused: bool = Fa
         ),
     }
     stages: dict[str, Steps] = {
-        "claim": [_claim(section, sections[section]) for section in _ordered(sections, orders.CLAIM)],
+        "claim": [
+            *(_claim(section, sections[section]) for section in _ordered(sections, orders.CLAIM)),
+            # last, after what may be missing, changed or another's: nothing is opened by path after it
+            Step(
+                "claim",
+                "open the hypervisor",
+                lambda target: target.open_hypervisor(),
+                lambda target: target.close_hypervisor(),
+            ),
+        ],
         "rebuild": [
             made.get(section) or _construct(section, sections[section])
             for section in _ordered(sections, orders.REBUILD, rest=True)

@@ -25,14 +25,14 @@ from snapkit.vmm.kvm import abi
 from snapkit.vmm.kvm.system import Kvm
 from snapkit.vmm.loop import Loop
 from snapkit.vmm.memory import FilePages, GuestMemory
-from snapkit.vmm.parts.board import CONSTRUCT_ORDER, Board, module_of
+from snapkit.vmm.parts.board import CONSTRUCT_ORDER, Board
 from snapkit.vmm.run_state import Reason, RunState, Stop
 from snapkit.vmm.save_order import read_in_order
 from snapkit.vmm.vcpu import VcpuThread
 from snapkit.vmm.vm import Vm
 
 if TYPE_CHECKING:
-    from snapkit.vmm.parts.fresh import Asked, Fresh, Transport  # what only `boot` needs is imported when it is used
+    from snapkit.vmm.parts.fresh import Asked, Transport  # what only `boot` needs is imported when it is used
 
 
 class BootConfig(NamedTuple):
@@ -81,9 +81,12 @@ class Machine:
     # Making one
 
     @classmethod
-    def boot(cls, config: BootConfig, loop: Loop, console: Console) -> Self:
+    def boot(
+        cls, config: BootConfig, loop: Loop, console: Console, *, claimed: Callable[[], None] | None = None
+    ) -> Self:
         """Build a machine that is about to run *config*'s kernel; on failure nothing is left behind.
 
+        *claimed* is called once everything of the host is open and nothing is made of it: a restore's *claim* is over.
         Raises ConfigError for what the operator got wrong, IncompatibleHost or HostError for what the host lacks.
         """
         regions = layout.ram_regions(config.memory)
@@ -95,27 +98,31 @@ class Machine:
         machine.boot_source = config
         with ExitStack() as undo:
             undo.callback(machine.close)
-            machine._boot(config, regions)
+            machine._boot(config, regions, claimed)
             undo.pop_all()
         return machine
 
-    def _boot(self, config: BootConfig, regions: Sequence[tuple[int, int]]) -> None:
+    def _boot(self, config: BootConfig, regions: Sequence[tuple[int, int]], claimed: Callable[[], None] | None) -> None:
         profile: Literal["host", "baseline"] = "baseline" if config.cpu == "baseline" else "host"
-        fresh = self._fresh_parts(config)
-        self.create_vm(
-            MachineState(
-                architecture=platform.ARCHITECTURE,
-                machine_id=host.urandom(16),
-                vcpu_count=config.vcpus,
-                cpu_profile=profile,
-                tsc_khz=0,
+        from snapkit.vmm.parts.fresh import open_parts
+
+        fresh = open_parts(config.devices, config.transport, self.board.adopt)
+        with platform.open_guest(config.kernel, config.initrd) as guest:
+            self.open_hypervisor()
+            if claimed is not None:
+                claimed()
+            self.create_vm(
+                MachineState(
+                    architecture=platform.ARCHITECTURE,
+                    machine_id=host.urandom(16),
+                    vcpu_count=config.vcpus,
+                    cpu_profile=profile,
+                    tsc_khz=0,
+                )
             )
-        )
-        memory = self._memory = GuestMemory(regions)
-        self._use_memory(memory)
-        entry = platform.load_guest(
-            memory, fresh, kernel=config.kernel, initrd=config.initrd, cmdline=config.cmdline, vcpus=config.vcpus
-        )
+            memory = self._memory = GuestMemory(regions)
+            self._use_memory(memory)
+            entry = platform.load_guest(memory, guest, fresh, cmdline=config.cmdline, vcpus=config.vcpus)
         for kind in platform.CHIPS:
             self.construct(SectionId(kind, "0"), None)
         leaves = platform.profile(self._need_vm(), config.cpu)
@@ -135,22 +142,6 @@ class Machine:
         self.wire()
         self.activate()
 
-    def _fresh_parts(self, config: BootConfig) -> "Fresh":
-        """Open what the host lends to the devices asked for, and lay all parts out."""
-        from snapkit.vmm.parts.fresh import fresh_sections, require_distinct
-
-        require_distinct(config.devices)
-        states = []
-        for asked in config.devices:
-            section = SectionId(asked.kind, asked.id)
-            module = module_of(asked.kind)
-            end = module.open_host(section, asked.values)
-            if end is not None:
-                self.board.adopt(section, end)
-            states.append((asked, module.fresh(section, asked.values, end)))
-        transport = config.transport or ("pci" if config.devices else None)
-        return fresh_sections(states, transport, host.urandom(16))
-
     # Steps of a restore
 
     def create_vm(self, state: MachineState) -> None:
@@ -159,12 +150,13 @@ class Machine:
             raise IncompatibleHost(
                 f"the machine's architecture is {state.architecture} (ELF number), must be {platform.ARCHITECTURE} here"
             )
-        self._kvm = Kvm()
+        if (kvm := self._kvm) is None:
+            raise StateViolation("use KVM", actual="not open", required="open", way_out="open_hypervisor first")
+        limit = kvm.extension(abi.KVM_CAP_MAX_VCPUS)
+        if state.vcpu_count > limit:
+            raise ConfigError(f"vcpus is {state.vcpu_count}, this KVM allows {limit}")
+        self._vm = Vm(kvm)
         try:
-            limit = self._kvm.extension(abi.KVM_CAP_MAX_VCPUS)
-            if state.vcpu_count > limit:
-                raise ConfigError(f"vcpus is {state.vcpu_count}, this KVM allows {limit}")
-            self._vm = Vm(self._kvm)
             platform.prepare_vm(self._vm, self)
             self._state = adopted(state)
         except BaseException:
@@ -176,6 +168,13 @@ class Machine:
         if self._vm is not None:
             self._vm.close()
             self._vm = None
+
+    def open_hypervisor(self) -> None:
+        """Open what makes VMs: the last of what a machine opens by path."""
+        self._kvm = Kvm()
+
+    def close_hypervisor(self) -> None:
+        """Let go of what makes VMs; the VM must be closed."""
         if self._kvm is not None:
             self._kvm.close()
             self._kvm = None
@@ -356,6 +355,7 @@ class Machine:
         with ExitStack() as order:
             order.callback(self.unmap_memory)
             order.callback(self.board.close_hosts)
+            order.callback(self.close_hypervisor)
             order.callback(self.close_vm)
             order.callback(self.board.close_parts)
             order.callback(self.unwire)

@@ -4,9 +4,10 @@ A machine without devices and without a transport has none of these kinds but th
 knew. One with a transport has a VM generation id beside it, and with PCI a segment and its host bridge.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from snapkit import host
 from snapkit.errors import ConfigError
 from snapkit.state.i8042 import I8042State
 from snapkit.state.interrupt_table import InterruptTableState, LineState
@@ -18,6 +19,7 @@ from snapkit.state.virtio import VirtioState
 from snapkit.units import Gpa, Gsi
 from snapkit.vmm.arch.x86_64 import layout
 from snapkit.vmm.parts.board import module_of
+from snapkit.vmm.parts.part import HostEnd
 from snapkit.vmm.resource_allocator import ResourceAllocator
 
 Transport = Literal["pci", "mmio"]
@@ -60,6 +62,25 @@ class Fresh(NamedTuple):
     transport: Transport | None
     mmio_slots: list[MmioSlot]
     generation_gsi: Gsi | None
+
+
+def open_parts(
+    devices: Sequence[Asked], transport: Transport | None, adopt: Callable[[SectionId, HostEnd], None]
+) -> Fresh:
+    """Open what the host lends to the *devices* asked for, have it owned by *adopt*, and lay all parts out.
+
+    Raises ConfigError for what the operator got wrong.
+    """
+    require_distinct(devices)
+    states = []
+    for asked in devices:
+        section = SectionId(asked.kind, asked.id)
+        module = module_of(asked.kind)
+        end = module.open_host(section, asked.values)
+        if end is not None:
+            adopt(section, end)
+        states.append((asked, module.fresh(section, asked.values, end)))
+    return fresh_sections(states, transport or ("pci" if devices else None), host.urandom(16))
 
 
 def fresh_sections(

@@ -18,7 +18,7 @@ import struct
 from snapkit.errors import ConfigError
 from snapkit.units import PAGE_LEN
 from snapkit.vmm.arch.x86_64 import bzimage, elf, pvh
-from snapkit.vmm.arch.x86_64.boot_file import BootMemory, open_boot_file
+from snapkit.vmm.arch.x86_64.boot_file import BootFile, BootMemory
 from snapkit.vmm.arch.x86_64.entry import BootEntry, Mode, enter_long, enter_pvh
 from snapkit.vmm.arch.x86_64.layout import (
     CMDLINE_GPA,
@@ -44,36 +44,40 @@ _RAMDISK_IMAGE, _CMD_LINE_PTR = 0x218, 0x228
 
 
 def load_kernel(
-    memory: BootMemory, kernel_path: str, *, initrd_path: str | None = None, cmdline: str = "", rsdp_gpa: int = RSDP_GPA
+    memory: BootMemory,
+    kernel: BootFile,
+    *,
+    initrd: BootFile | None = None,
+    cmdline: str = "",
+    rsdp_gpa: int = RSDP_GPA,
 ) -> BootEntry:
-    """Load *kernel_path* for a boot with *cmdline* and return the boot vCPU's first state.
+    """Load *kernel* for a boot with *cmdline* and return the boot vCPU's first state.
 
     Writes the kernel, the ramdisk, command line, zero page or PVH start info, GDT and page tables; the ACPI tables at
     *rsdp_gpa* are the caller's. Raises ConfigError for files that cannot be booted or do not fit.
     """
-    with open_boot_file(kernel_path, "kernel") as kernel:
-        start = kernel.read(0, 0x400)
-        if bzimage.is_bzimage(start):
-            image = bzimage.parse(kernel)
-            line = _checked_cmdline(cmdline, min(image.cmdline_len_max, CMDLINE_LEN_MAX_DEFAULT))
-            bzimage.load(memory, kernel, image)
-            initrd = _load_initrd(memory, initrd_path, image.end, image.initrd_addr_max)
-            _write_zero_page(memory, image.header, line, initrd, rsdp_gpa)
-            return enter_long(memory, image.entry64)
-        if start.startswith(elf.MAGIC):
-            executable = elf.parse(kernel)
-            line = _checked_cmdline(cmdline, CMDLINE_LEN_MAX_DEFAULT)
-            elf.load(memory, kernel, executable)
-            initrd = _load_initrd(memory, initrd_path, executable.end, INITRD_ADDR_MAX_DEFAULT)
-            if executable.mode is Mode.LONG:
-                _write_zero_page(memory, b"", line, initrd, rsdp_gpa)
-                return enter_long(memory, executable.entry)
-            memory.write(CMDLINE_GPA, line)
-            memmap = e820(memory.ram)
-            info = pvh.start_info(cmdline_gpa=CMDLINE_GPA, rsdp_gpa=rsdp_gpa, initrd=initrd, memmap=memmap)
-            memory.write(PVH_START_INFO_GPA, info)
-            return enter_pvh(memory, executable.entry)
-        raise kernel.wrong(f"begins with {start[:4].hex(' ')}", "a bzImage or an ELF kernel")
+    start = kernel.read(0, 0x400)
+    if bzimage.is_bzimage(start):
+        image = bzimage.parse(kernel)
+        line = _checked_cmdline(cmdline, min(image.cmdline_len_max, CMDLINE_LEN_MAX_DEFAULT))
+        bzimage.load(memory, kernel, image)
+        ramdisk = _load_initrd(memory, initrd, image.end, image.initrd_addr_max)
+        _write_zero_page(memory, image.header, line, ramdisk, rsdp_gpa)
+        return enter_long(memory, image.entry64)
+    if start.startswith(elf.MAGIC):
+        executable = elf.parse(kernel)
+        line = _checked_cmdline(cmdline, CMDLINE_LEN_MAX_DEFAULT)
+        elf.load(memory, kernel, executable)
+        ramdisk = _load_initrd(memory, initrd, executable.end, INITRD_ADDR_MAX_DEFAULT)
+        if executable.mode is Mode.LONG:
+            _write_zero_page(memory, b"", line, ramdisk, rsdp_gpa)
+            return enter_long(memory, executable.entry)
+        memory.write(CMDLINE_GPA, line)
+        memmap = e820(memory.ram)
+        info = pvh.start_info(cmdline_gpa=CMDLINE_GPA, rsdp_gpa=rsdp_gpa, initrd=ramdisk, memmap=memmap)
+        memory.write(PVH_START_INFO_GPA, info)
+        return enter_pvh(memory, executable.entry)
+    raise kernel.wrong(f"begins with {start[:4].hex(' ')}", "a bzImage or an ELF kernel")
 
 
 def _checked_cmdline(cmdline: str, length_max: int) -> bytes:
@@ -86,19 +90,18 @@ def _checked_cmdline(cmdline: str, length_max: int) -> bytes:
     return line + b"\0"
 
 
-def _load_initrd(memory: BootMemory, path: str | None, kernel_end: int, last_gpa: int) -> tuple[int, int] | None:
+def _load_initrd(memory: BootMemory, initrd: BootFile | None, kernel_end: int, last_gpa: int) -> tuple[int, int] | None:
     """Copy the ramdisk to whole pages as high as *last_gpa* and RAM below 3 GiB let it; return (gpa, length)."""
-    if path is None:
+    if initrd is None:
         return None
-    with open_boot_file(path, "initrd") as initrd:
-        low_gpa, low_len = memory.ram[0]
-        limit = min(low_gpa + low_len, last_gpa + 1)
-        gpa = limit - initrd.length & -PAGE_LEN
-        if gpa < kernel_end:
-            room = f"between the kernel's end {kernel_end:#x} and {limit:#x}"
-            raise initrd.wrong(f"is {initrd.length} bytes", f"at most {max(0, limit - kernel_end)} to fit {room}")
-        initrd.copy_to(memory, gpa, 0, initrd.length)
-        return gpa, initrd.length
+    low_gpa, low_len = memory.ram[0]
+    limit = min(low_gpa + low_len, last_gpa + 1)
+    gpa = limit - initrd.length & -PAGE_LEN
+    if gpa < kernel_end:
+        room = f"between the kernel's end {kernel_end:#x} and {limit:#x}"
+        raise initrd.wrong(f"is {initrd.length} bytes", f"at most {max(0, limit - kernel_end)} to fit {room}")
+    initrd.copy_to(memory, gpa, 0, initrd.length)
+    return gpa, initrd.length
 
 
 def _write_zero_page(

@@ -1,6 +1,7 @@
 """What makes a machine an x86-64 one: the parts of each kind, where they sit, and what a fresh one begins as."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -21,6 +22,7 @@ from snapkit.vmm.vcpu import VcpuThread
 from snapkit.vmm.vm import Vm
 
 if TYPE_CHECKING:
+    from snapkit.vmm.arch.x86_64.boot_file import BootFile
     from snapkit.vmm.arch.x86_64.entry import BootEntry  # what only `boot` needs is imported when it is used
     from snapkit.vmm.parts.fresh import Fresh
 
@@ -105,9 +107,24 @@ def with_topology(leaves: list[CpuidEntry], number: int, vcpus: int) -> list[Cpu
     return cpuid.with_topology(leaves, number, vcpus)
 
 
-def load_guest(
-    memory: GuestMemory, fresh: "Fresh", *, kernel: str, initrd: str | None, cmdline: str, vcpus: int
-) -> "BootEntry":
+class GuestFiles(NamedTuple):
+    """What is booted, open."""
+
+    kernel: "BootFile"
+    initrd: "BootFile | None"
+
+
+@contextmanager
+def open_guest(kernel_path: str, initrd_path: str | None) -> Iterator[GuestFiles]:
+    """Open what is to be booted for the length of a with block. Raises ConfigError."""
+    from snapkit.vmm.arch.x86_64.boot_file import open_boot_file
+
+    ramdisk = nullcontext() if initrd_path is None else open_boot_file(initrd_path, "initrd")
+    with open_boot_file(kernel_path, "kernel") as kernel, ramdisk as initrd:
+        yield GuestFiles(kernel, initrd)
+
+
+def load_guest(memory: GuestMemory, guest: GuestFiles, fresh: "Fresh", *, cmdline: str, vcpus: int) -> "BootEntry":
     """Put firmware tables and the kernel into fresh RAM; return how the boot CPU starts."""
     from snapkit.vmm.arch.x86_64 import acpi, acpi_devices, firmware
     from snapkit.vmm.arch.x86_64.boot import load_kernel
@@ -120,4 +137,4 @@ def load_guest(
     memory.write(layout.RESET_ENTRY_GPA, firmware.RESET_ENTRY)
     if fresh.transport == "mmio":
         cmdline = f"{cmdline} pci=off".strip()
-    return load_kernel(memory, kernel, initrd_path=initrd, cmdline=cmdline)
+    return load_kernel(memory, guest.kernel, initrd=guest.initrd, cmdline=cmdline)

@@ -3,6 +3,7 @@
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,8 +11,7 @@ from snapkit import host
 from snapkit.errors import ConfigError
 from snapkit.state.vcpu_x86_64 import DescriptorTable, Segment, Sregs
 from snapkit.units import GIB, MIB
-from snapkit.vmm.arch.x86_64 import layout
-from snapkit.vmm.arch.x86_64.boot import load_kernel
+from snapkit.vmm.arch.x86_64 import boot, layout, platform
 
 CODE = bytes(range(256)) * 8
 ZERO_PAGE, CMDLINE, START_INFO = 0x7000, 0x2_0000, 0x6000
@@ -119,6 +119,12 @@ def zero_page_map(memory: SparseRam) -> list[tuple[int, int, int]]:
     count = memory.read(ZERO_PAGE + 0x1E8, 1)[0]
     table = memory.read(ZERO_PAGE + 0x2D0, 20 * count)
     return [struct.unpack_from("<QQI", table, 20 * index) for index in range(count)]
+
+
+def load_kernel(memory: SparseRam, kernel: str, *, initrd_path: str | None = None, **more: Any) -> boot.BootEntry:
+    """Load a kernel and its ramdisk by their paths."""
+    with platform.open_guest(kernel, initrd_path) as files:
+        return boot.load_kernel(memory, files.kernel, initrd=files.initrd, **more)
 
 
 def refused(memory: SparseRam, kernel: str, *, initrd_path: str | None = None, cmdline: str = "") -> str:
