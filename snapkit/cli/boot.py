@@ -8,6 +8,7 @@ from snapkit import host_process
 from snapkit.cli.devices import asked_devices, device_options
 from snapkit.cli.keys import key_option, read_key
 from snapkit.cli.session import SIGNALS, Session, session_options
+from snapkit.errors import ConfigError
 from snapkit.units import parse_len
 
 
@@ -49,6 +50,8 @@ def boot(
     from snapkit.vmm.machine import BootConfig, Machine
     from snapkit.vmm.run_state import Reason
 
+    if reboot and asked["sandbox"]:
+        raise ConfigError("--reboot opens everything anew, which --sandbox is there to prevent: choose one")
     devices, transport = asked_devices(asked)
     config = BootConfig(
         kernel=kernel,
@@ -62,7 +65,8 @@ def boot(
     )
 
     def build(loop: Any, console: Any) -> Machine:
-        machine = Machine.boot(config, loop, console)
+        kinds = [asked.kind for asked in config.devices]
+        machine = Machine.boot(config, loop, console, claimed=lambda: session.seal(kinds, boots=True))
         try:
             machine.resume()
         except BaseException:

@@ -21,9 +21,10 @@ def doctor(as_json: bool) -> int:
       snapkit doctor
       snapkit doctor --json > facts.json
     """
+    from snapkit.cli import sandbox
     from snapkit.vmm.facts import collect
 
-    facts = collect()
+    facts = collect() | {"sandbox": sandbox.describe()}
     if as_json:
         click.echo(json.dumps(facts))
     else:
@@ -47,7 +48,27 @@ def _show(facts: dict[str, Any]) -> None:
         value = kvm["capabilities"].get(name, 0)
         mark = "yes" if value else ("MISSING" if needed else "no")
         click.echo(f"  {name.removeprefix('KVM_CAP_').lower():<14} {mark:<8} {meaning}")
+    _show_sandbox(facts["sandbox"])
     if kvm["usable"]:
         click.echo("this host can run snapkit's machines")
     else:
         click.echo("this host cannot run machines; inspect, verify and restore --dry-run work without KVM")
+
+
+def _show_sandbox(sandbox: dict[str, Any]) -> None:
+    """Show what a machine under --sandbox may still do."""
+    click.echo(f"sandbox {'usable' if sandbox['usable'] else 'NOT usable: ' + sandbox['why']}")
+    landlock = sandbox["landlock"]
+    found = f"version {landlock}" if landlock else "MISSING: no snapshots from a sandbox"
+    click.echo(f"  landlock       {found}")
+    for title, rows in (
+        ("allowed", sandbox["allowed"]),
+        ("kills", sandbox["killed"]),
+        ("ENOSYS", sandbox["not_there"]),
+    ):
+        for row in rows:
+            limits = ", ".join(row[key] for key in ("only", "when") if key in row)
+            click.echo(f"  {title:<8} {' '.join(row['calls'])}{f' ({limits})' if limits else ''}: {row['why']}")
+    for name, row in sandbox["ioctls"].items():
+        click.echo(f"  ioctl    {name} ({row['number']:#x}): {row['why']}")
+    click.echo(f"  {sandbox['otherwise']:<8} everything else")

@@ -57,7 +57,9 @@ def restore(
       snapkit restore vm.snap --dry-run --host facts.json
       snapkit restore vm.snap --timeline --exit-when "tick 500" --timeout 10
       snapkit restore vm.snap --disk id=root,overlay=/var/tmp --net id=eth0,tap=tap7
+      snapkit restore vm.snap --control vm.sock --sandbox --snapshot-dir /srv/snapshots
     """
+    from snapkit.restore.pipeline import Step
     from snapkit.restore.restore import prepare
     from snapkit.vmm.arch.x86_64.platform import ARCHITECTURE
     from snapkit.vmm.machine import Machine
@@ -80,8 +82,13 @@ def restore(
             return 0
         session.parent_id = prepared.image.preamble.snapshot_id
 
+        copied = verify_memory or key is not None
+        if session.sandbox:
+            kinds = {section.kind for section in prepared.sections}
+            enter = Step("claim", "enter the sandbox", lambda _: session.seal(kinds, copies=copied), lambda _: None)
+            prepared.add(enter)
+
         def build(loop: Any, console: Any) -> Machine:
-            copied = verify_memory or key is not None
             machine = Machine(loop, console, verify_memory=copied, overrides=overrides.values, clock=clock)
             if report is not None:
                 report.watch(machine, loop)

@@ -5,7 +5,7 @@
 
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +21,8 @@ from snapkit.vmm.machine import Machine
 from snapkit.vmm.run_state import Reason, RunState, Stop
 
 if TYPE_CHECKING:
+    from snapkit.cli.sandbox import Sandbox
+    from snapkit.restore.writer import WriteResult
     from snapkit.vmm.backends.http_server import HttpServer
     from snapkit.vmm.backends.reply import Answer, Reply
     from snapkit.vmm.control import Control
@@ -50,10 +52,13 @@ class Session(msgspec.Struct, kw_only=True):
     parent_id: bytes | None = None
     key: bytes | None = None
     control: str | None = None
+    sandbox: bool = False
+    snapshot_dir: str | None = None
     report: dict[str, Any] = msgspec.field(default_factory=dict)
     deadline_ns: int | None = None
     """When the time allowed is over; from *timeout* at the first run, kept when a guest boots again."""
     ended: Reason | None = None
+    _sandbox: "Sandbox | None" = None
     _machine: Machine | None = None
     _tried: bool = False
     _signal: Stop | None = None
@@ -68,6 +73,13 @@ class Session(msgspec.Struct, kw_only=True):
             raise ConfigError(f"timeout is {self.timeout}, must be seconds, at least 0 and at most {_TIMEOUT_MAX_S}")
         if self.timeout is not None and self.deadline_ns is None:
             self.deadline_ns = host.monotonic_ns() + int(self.timeout * 1e9)
+        if self.snapshot_dir is not None and not self.sandbox:
+            raise ConfigError("--snapshot-dir goes with --sandbox: it says where a machine in a sandbox may write")
+        if self.sandbox:
+            from snapkit.cli.sandbox import Sandbox
+
+            self._sandbox = Sandbox(self.snapshot_dir)
+            self._sandbox.require_inside(self.snapshot_to)
         sys.setswitchinterval(1e-4)
         host_process.raise_fd_limit()
         with ExitStack() as stack:
@@ -96,6 +108,11 @@ class Session(msgspec.Struct, kw_only=True):
                 way_out="wait for a text that comes earlier",
             )
         return stop.exit_code
+
+    def seal(self, kinds: Iterable[str], *, boots: bool = False, copies: bool = False) -> None:
+        """Enter the sandbox, if one was asked for, for a machine of *kinds*; to be called when all is claimed."""
+        if self._sandbox is not None:
+            self._sandbox.enter(kinds, boots=boots, copies=copies)
 
     def _watch(self, loop: Loop, console: Console) -> None:
         if self.exit_when is not None:
@@ -157,7 +174,15 @@ class Session(msgspec.Struct, kw_only=True):
                 from snapkit.vmm.control import Control
 
                 save = partial(save_snapshot, machine, parent_id=self.parent_id, key=self.key)
-                made.append(Control(machine, save, parent_id=self.parent_id, began_ns=began_ns))
+                sandbox = self._sandbox
+
+                def save_inside(path: str, *, memory_path: str | None, captured: Callable[[], None]) -> "WriteResult":
+                    if sandbox is not None:
+                        sandbox.require_inside(path, memory_path)
+                    return save(path, memory_path=memory_path, captured=captured)
+
+                explain = None if sandbox is None else sandbox.explain
+                made.append(Control(machine, save_inside, parent_id=self.parent_id, began_ns=began_ns, explain=explain))
             return made[0].answer(method, target, body)
 
         return answer
@@ -186,6 +211,14 @@ def _listen(loop: Loop, path: str) -> "closing[HttpServer]":
 def session_options(command: F) -> F:
     """Add the options of a `Session` to a command."""
     for option in (
+        click.option(
+            "--snapshot-dir", metavar="DIR", help="With --sandbox: where snapshots may be written, and nowhere else."
+        ),
+        click.option(
+            "--sandbox",
+            is_flag=True,
+            help="Give up every system call and file that a running machine does not need; `snapkit doctor` lists them.",
+        ),
         click.option("--json", "as_json", is_flag=True, help="End with a line of JSON that says what happened."),
         click.option("--timeout", type=float, metavar="S", help="Stop after S seconds; exit 124."),
         click.option("--control", metavar="SOCK", help="Take orders on this Unix socket: `snapkit pause SOCK`, ..."),

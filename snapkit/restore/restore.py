@@ -8,7 +8,7 @@ import msgspec
 from snapkit.errors import Finding, ImageError, IncompatibleHost, StateViolation
 from snapkit.restore.check import check, check_labels
 from snapkit.restore.image import Image
-from snapkit.restore.pipeline import Timeline, run_steps
+from snapkit.restore.pipeline import Step, Timeline, run_steps
 from snapkit.restore.plan import Steps, plan
 from snapkit.restore.preamble import ARCHITECTURES
 from snapkit.restore.source import naming
@@ -39,6 +39,11 @@ class Prepared(msgspec.Struct):
         self.used = True
         with HandingOver(self.sections.values()):
             run_steps(self.steps, target, self.timeline)
+
+    def add(self, step: Step[Target]) -> None:
+        """Have *step* done as the last of its stage."""
+        same = [place for place, planned in enumerate(self.steps) if planned.stage == step.stage]
+        self.steps.insert(same[-1] + 1 if same else len(self.steps), step)
 
     def close(self) -> None:
         """Close the file; what a machine mapped of it stays."""

@@ -111,11 +111,20 @@ class Control:
     """The API of one machine. `answer` never raises."""
 
     def __init__(
-        self, machine: Driven, save: Save, *, parent_id: bytes | None = None, began_ns: int | None = None
+        self,
+        machine: Driven,
+        save: Save,
+        *,
+        parent_id: bytes | None = None,
+        began_ns: int | None = None,
+        explain: Callable[[SnapkitError], None] | None = None,
     ) -> None:
-        """*parent_id* is the snapshot that the machine came from; *began_ns* when it came to be, if not just now."""
+        """*parent_id* is the snapshot that the machine came from; *began_ns* when it came to be, if not just now.
+
+        *explain* may add a note to an error before it is told.
+        """
         # Configuration
-        self._machine, self._save, self._parent_id = machine, save, parent_id
+        self._machine, self._save, self._parent_id, self._explain = machine, save, parent_id, explain
         # Runtime glue
         self._began_ns = host.monotonic_ns() if began_ns is None else began_ns
         self._last_snapshot: dict[str, Any] | None = None
@@ -142,6 +151,8 @@ class Control:
                 raise ConfigError(f"there is no {method} {target}")
             return handler(body)
         except SnapkitError as error:
+            if self._explain is not None:
+                self._explain(error)
             return _fault(error)
         except Exception as error:  # a bug of ours must not end the guest
             return _fault(InternalError(f"{method} {target}: {type(error).__name__}: {error}"))
