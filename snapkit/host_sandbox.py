@@ -18,7 +18,6 @@ Surprises met on the way:
 import ctypes
 import ctypes.util
 import errno
-import os
 import struct
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple

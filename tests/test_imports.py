@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "snapkit"
 
-SEAM = ("host", "host_io", "host_memory", "host_net", "host_process", "host_sockets")
+SEAM = ("host", "host_io", "host_memory", "host_net", "host_process", "host_sandbox", "host_sockets")
 LEAVES = ("bits", "units", "errors", *SEAM, "order", "version")
 BELOW: Mapping[str, tuple[str, ...]] = {
     "state": ("state", "bits", "units", "errors", "version"),  # not host: state is pure

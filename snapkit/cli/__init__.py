@@ -90,7 +90,7 @@ def main() -> NoReturn:
         code = error.exit_code
     except BrokenPipeError:
         # the reader of our results has gone, as in `snapkit inspect | head`: the interpreter's own flush must not tell
-        os.dup2(_nowhere(), 1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = 0
     except Exception as error:  # a bug, told as one
         if debug:
@@ -98,14 +98,6 @@ def main() -> NoReturn:
         explain(InternalError(f"{type(error).__name__}: {error}; run with --debug to see where"))
         code = InternalError.exit_code
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _nowhere() -> int:
-    """Return an fd that takes what is left in a buffer: in a sandbox nothing can be opened, and it is a pipe's."""
-    try:
-        return os.open(os.devnull, os.O_WRONLY)
-    except OSError:
-        return os.pipe()[1]
 
 
 def explain(error: SnapkitError) -> None:

@@ -85,7 +85,9 @@ def restore(
         copied = verify_memory or key is not None
         if session.sandbox:
             kinds = {section.kind for section in prepared.sections}
-            enter = Step("claim", "enter the sandbox", lambda _: session.seal(kinds, copies=copied), lambda _: None)
+            enter: Step[Any] = Step(
+                "claim", "enter the sandbox", lambda _: session.seal(kinds, copies=copied), lambda _: None
+            )
             prepared.add(enter)
 
         def build(loop: Any, console: Any) -> Machine:

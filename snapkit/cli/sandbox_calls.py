@@ -47,7 +47,6 @@ ALLOWED = (
     Calls("ioctl", "KVM, TAPs, terminals", "those listed"),
     Calls("epoll_create1 epoll_ctl epoll_wait epoll_pwait poll ppoll", "the event loop"),
     Calls("eventfd2", "doorbells and interrupts of devices, and what wakes the loop"),
-    Calls("pipe2 dup2", "takes the place of an output whose reader has gone"),
     Calls(
         "accept4 getsockname getsockopt recvfrom sendto shutdown",
         "clients of the control socket, and streams of a vsock device",
