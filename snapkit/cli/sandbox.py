@@ -52,28 +52,39 @@ SNAPSHOT_RIGHTS = (
 )
 """No directories, links, devices or sockets are made, and nothing is run."""
 
-LATE: Mapping[str, str] = {
-    "concurrent.futures.thread": "memory that is copied and checked",
-    "elftools.common.exceptions": "an ELF kernel",
-    "elftools.common.utils": "an ELF kernel",
-    "elftools.elf.elffile": "an ELF kernel",
-    "encodings.unicode_escape": "an error that quotes what is no text",
-    "hmac": "digests with a key",
-    "json": "the control socket, and --json",
-    "snapkit.restore.save": "snapshots",
-    "snapkit.vmm.arch.x86_64.acpi": "a boot",
-    "snapkit.vmm.arch.x86_64.acpi_devices": "a boot",
-    "snapkit.vmm.arch.x86_64.boot": "a boot",
-    "snapkit.vmm.arch.x86_64.cpuid": "a boot",
-    "snapkit.vmm.arch.x86_64.firmware": "a boot",
-    "snapkit.vmm.backends.http": "the control socket",
-    "snapkit.vmm.control": "the control socket",
-    "snapkit.vmm.parts.device": "devices",
-    "socket": "the control socket, a vsock device",
+ALWAYS, BOOT, COPY, KEY, CONTROL, JSON, SNAPSHOTS, DEVICES, VSOCK = (
+    "",
+    "a new machine is built",
+    "memory is copied and checked",
+    "digests have a key",
+    "there is a control socket",
+    "the end is told as JSON",
+    "snapshots may be made",
+    "there are devices",
+    "there is a vsock device",
+)
+"""What a machine may have ahead of it: `Sandbox.enter` is told."""
+
+LATE: Mapping[str, tuple[str, ...]] = {
+    "concurrent.futures.thread": (COPY,),
+    "elftools.common.exceptions": (BOOT,),
+    "elftools.common.utils": (BOOT,),
+    "elftools.elf.elffile": (BOOT,),
+    "encodings.unicode_escape": (ALWAYS,),  # an error that quotes what is no text
+    "hmac": (KEY,),
+    "json": (CONTROL, JSON),
+    "snapkit.restore.save": (CONTROL, SNAPSHOTS),
+    "snapkit.vmm.arch.x86_64.acpi": (BOOT,),
+    "snapkit.vmm.arch.x86_64.acpi_devices": (BOOT,),
+    "snapkit.vmm.arch.x86_64.boot": (BOOT,),
+    "snapkit.vmm.arch.x86_64.cpuid": (BOOT,),
+    "snapkit.vmm.arch.x86_64.firmware": (BOOT,),
+    "snapkit.vmm.backends.http": (CONTROL,),
+    "snapkit.vmm.control": (CONTROL,),
+    "snapkit.vmm.parts.device": (CONTROL, DEVICES),
+    "socket": (CONTROL, VSOCK),
 }
-"""What is imported by who needs it, after *claim*: module and need."""
-_NEEDS_OF_BOOT = frozenset({"a boot", "an ELF kernel"})
-_NEED_OF_COPY = "memory that is copied and checked"
+"""What is imported after *claim*, by whom it is needed: each costs a start-up what it costs."""
 
 
 class Sandbox:
@@ -99,15 +110,22 @@ class Sandbox:
                 PathRight(_open_directory("/proc/self"), host_sandbox.FS_READ_FILE),
             ]
 
-    def enter(self, kinds: Iterable[str], *, boots: bool = False, copies: bool = False) -> None:
-        """Give up what a machine of *kinds* does not need to run; *boots* and *copies* say what is still to be done."""
+    def enter(self, kinds: Iterable[str], ahead: Iterable[str]) -> None:
+        """Give up what a machine of *kinds* does not need to run; *ahead* tells what `LATE` asks for of the rest.
+
+        Raises HostError, and InternalError when another thread runs.
+        """
         kinds = set(kinds)
-        _import_late(kinds, boots=boots, copies=copies)
-        asked = {""}
+        asked, needs = {""}, {ALWAYS, *ahead}
         if self._snapshot_dir is not None:
             asked.add(calls.SNAPSHOTS)
+            needs.add(SNAPSHOTS)
         if "virtio-vsock" in kinds:
             asked.add(calls.VSOCK)
+            needs.add(VSOCK)
+        if any(kind.startswith("virtio-") for kind in kinds):
+            needs.add(DEVICES)
+        _import_late(kinds, needs)
         host_sandbox.confine(rules(asked), otherwise=OTHERWISE, paths=self._allowed)
 
     def require_inside(self, *paths: str | None) -> None:
@@ -187,18 +205,19 @@ def _each(one: Calls, action: str | int) -> Iterator[Rule]:
         yield Rule(name, action, conditions)
 
 
-def _import_late(kinds: set[str], *, boots: bool, copies: bool) -> None:
-    from snapkit.state.releases import current_release
+def _import_late(kinds: set[str], needs: set[str]) -> None:
     from snapkit.vmm.parts.board import MODULES, module_of
 
     for kind in MODULES:
-        if boots or kind in kinds:
+        if BOOT in needs or kind in kinds:
             module_of(kind)
-    for module, need in LATE.items():
-        if (need in _NEEDS_OF_BOOT and not boots) or (need == _NEED_OF_COPY and not copies):
-            continue
-        import_module(module)
-    current_release()  # reads a file, once
+    for module, needed in LATE.items():
+        if not needs.isdisjoint(needed):
+            import_module(module)
+    if SNAPSHOTS in needs:
+        from snapkit.state.releases import current_release
+
+        current_release()  # it reads a file, once
 
 
 def _open_directory(path: str) -> int:

@@ -110,9 +110,22 @@ class Session(msgspec.Struct, kw_only=True):
         return stop.exit_code
 
     def seal(self, kinds: Iterable[str], *, boots: bool = False, copies: bool = False) -> None:
-        """Enter the sandbox, if one was asked for, for a machine of *kinds*; to be called when all is claimed."""
-        if self._sandbox is not None:
-            self._sandbox.enter(kinds, boots=boots, copies=copies)
+        """Enter the sandbox, if one was asked for, for a machine of *kinds*; to be called when all is claimed.
+
+        *boots* and *copies* say that a new machine is built then, and that memory is copied instead of mapped.
+        """
+        if self._sandbox is None:
+            return
+        from snapkit.cli import sandbox
+
+        ahead = {
+            sandbox.BOOT: boots,
+            sandbox.COPY: copies,
+            sandbox.KEY: self.key is not None,
+            sandbox.CONTROL: self.control is not None,
+            sandbox.JSON: self.as_json,
+        }
+        self._sandbox.enter(kinds, [need for need, there in ahead.items() if there])
 
     def _watch(self, loop: Loop, console: Console) -> None:
         if self.exit_when is not None:

@@ -7,6 +7,8 @@ One machine carries many scenarios. Its root is the host's, read-only over 9p, s
 environment run there as they are, under the same paths. `/tmp` inside is a memory file system of its own; `share` is a
 writable folder that both sides see under one path. Jobs are run by `tests.lab.agent` inside.
 
+With SNAPKIT_LAB_SANDBOX=1 in the environment every machine that a scenario starts runs with ``--sandbox``.
+
 Surprises: everything takes some thirty times as long as outside, so bounds are generous. Files of the root are cached
 inside, so the checkout must not change while a machine runs. Sockets belong into the inside's `/tmp`, not on the share.
 One CPU, on purpose: with two, an interrupt from one of them that meets the other around VMRUN may reach the wrong side of
@@ -29,7 +31,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -172,6 +174,7 @@ class Outer:
         self.share = self.folder / "share"
         self.work = Path("/tmp/work")  # inside only: where jobs start
         self.console = self.folder / "console.log"
+        self.sandboxed = bool(os.environ.get("SNAPKIT_LAB_SANDBOX"))
         self.boot_s = 0.0
         self._qemu: subprocess.Popen[bytes] | None = None
         self._port: socket.socket | None = None
@@ -260,8 +263,20 @@ class Outer:
         return self.start(argv, **options).wait()
 
     def snapkit(self, *words: str | os.PathLike[str]) -> list[str]:
-        """Give the command line that runs the checkout's snapkit with *words*."""
-        return [sys.executable, "-m", "snapkit", *(os.fspath(word) for word in words)]
+        """Give the command line that runs the checkout's snapkit with *words*, in a sandbox where `sandboxed` says so."""
+        command = [sys.executable, "-m", "snapkit", *(os.fspath(word) for word in words)]
+        if self.sandboxed and words and words[0] in {"boot", "restore"}:
+            command += ["--sandbox", "--snapshot-dir", str(self.work)]
+        return command
+
+    @contextlib.contextmanager
+    def sandbox(self) -> Iterator[None]:
+        """Have the machines that `snapkit` starts in the with block run in a sandbox."""
+        before, self.sandboxed = self.sandboxed, True
+        try:
+            yield
+        finally:
+            self.sandboxed = before
 
     def console_tail(self) -> str:
         """Give the end of the machine's own console."""

@@ -122,6 +122,16 @@ def test_uptime_goes_on_from_the_snapshot_and_the_clock_stays_kvms(snapshot: Sav
     assert guest.value(console, "CLOCKSOURCE") == "kvm-clock"
 
 
+def test_linux_saved_and_restored_in_a_sandbox_goes_on_with_no_line_lost(outer: Outer, guest_files: GuestFiles) -> None:
+    words = boot(guest_files.bzimage, guest_files, cmdline("count", count=20, work=WORK))
+    with outer.sandbox():
+        first = saved(outer, words, outer.work / "sandbox.snap", SNAPSHOT_AT)
+        result = attempt(outer, ["restore", str(first.file)])
+    assert "--sandbox" in result.argv
+    assert result.code == 0, result
+    assert faults(first.result.stdout + result.stdout, count=20) == []
+
+
 def test_the_elf_kernel_boots_to_init_and_does_the_same_work(control: Result) -> None:
     assert control.code == 0, control
     assert "INIT " in control.stdout
