@@ -7,6 +7,7 @@ Each function does one call, raises `HostError` with the call's name, errno and 
 - `host_memory`: mappings, and what they hold
 - `host_net`: TAP interfaces
 - `host_process`: threads, signals, the terminal
+- `host_sandbox`: giving up calls and paths
 - `host_sockets`: Unix stream sockets
 
 Only these and `snapkit.vmm.kvm` import ctypes, fcntl, mmap, select, signal or termios for what they do to the host.

@@ -18,6 +18,7 @@ _PROT_EXEC = 4
 _O_TRUNC = 0o1000
 _AT_EMPTY_PATH = 0x1000
 _CLONE_THREAD = 0x10000
+_CLONE_NEW = 0x0002_0000 | 0x7E00_0000  # mount, cgroup, uts, ipc, user, pid, net: a thread in a namespace of its own
 _AF_UNIX, _SOCK_STREAM, _SOCK_TYPE_MASK = 1, 1, 0xF
 OWN_PID = -1
 """Stands for this process's id in a condition."""
@@ -57,8 +58,8 @@ ALLOWED = (
     Calls(
         "clone",
         "vCPUs, workers of disks, hashing",
-        "threads of this process",
-        (Where(0, _CLONE_THREAD, _CLONE_THREAD),),
+        "threads of this process, in its namespaces",
+        (Where(0, _CLONE_THREAD, _CLONE_THREAD | _CLONE_NEW),),
     ),
     Calls("set_robust_list rseq gettid sched_getaffinity sched_yield", "what glibc does for a thread"),
     Calls("futex", "locks"),

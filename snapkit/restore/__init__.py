@@ -8,7 +8,7 @@
 | decode, upgrade | sections to States, States to the current release | nothing |
 | check | every invariant across components, all findings at once (`check`) | nothing |
 | plan | the ordered steps (`plan`) | nothing |
-| claim | images, TAPs and sockets opened, locked, compared with what was saved | host, reversible |
+| claim | images, TAPs, sockets opened, locked, compared with what was saved; the hypervisor opened | host, reversible |
 | rebuild | VM, memory map, chips, vCPUs, tables; all devices constructed, inert, with their claims | KVM objects |
 | wire | doorbells; all interrupt routes by one call, then what fires them; claims compared | KVM objects |
 | load | registers and chips, in the order that the architecture wants | KVM objects |
@@ -19,7 +19,9 @@ Everything from *claim* on is a `Step` with its undo, run by one small engine (`
 no fd, thread, mapping, lock or file. What the operator says of a device's host end instead of what was saved goes to
 the target, not through here: a plan is the same wherever it is carried out. The order of stages, of construction and of
 loading is data, tables of edges with a reason each (`orders`), as that inside of a vCPU is (`vmm.arch`): a table that
-contradicts itself cannot be imported, and what comes of swapping an edge is shown on KVM by tests.
+contradicts itself cannot be imported, and what comes of swapping an edge is shown on KVM by tests. Nothing is opened by
+path after *claim*, but the files of a snapshot, so that who runs the plan may put a step of its own there
+(`Prepared.add`) and shut the process off from the rest of the host.
 
 Checks are small functions, one module a concern (`check`): the machine itself, devices as a whole, interrupts. They
 hold everything that rebuilding relies on, so that a file which passes cannot fail there for its own sake; and nothing

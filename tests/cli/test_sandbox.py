@@ -22,7 +22,7 @@ NOT_LATE = {
     "snapkit.restore.writer": {"zstandard": "only a writer that is told to compress wants it, and no machine is"},
     "snapkit.restore.image": {"zstandard": "sections are read before a restore claims anything"},
     "snapkit.state.releases": {"hashlib": "of schema files, at a release"},
-    "snapkit.host": {"resource": "at the start of a run"},
+    "snapkit.host_process": {"resource": "at the start of a run"},
     "snapkit.vmm.machine": {"snapkit.vmm.parts.fresh": "a boot lays itself out before it is over with claiming"},
     "snapkit.vmm.arch.x86_64.platform": {"snapkit.vmm.arch.x86_64.boot_file": "the kernel is opened by it, before"},
     "snapkit.host_sandbox": {"pyseccomp": "by what enters the sandbox"},

@@ -22,10 +22,11 @@ from snapkit.vmm.run_state import RunState
 from tests.compat.conftest import need_tap
 from tests.guests.build import guest
 from tests.guests.device_lines import device_sums
+from tests.kvm import commands
 from tests.kvm.commands import ROOT, finished, running
 from tests.kvm.harness import DEMO, PATIENCE_S, restored
 from tests.kvm.sandboxed import PROBES
-from tests.kvm.test_control import ask
+from tests.kvm.test_control import ask, assert_uninterrupted
 
 MIB = 1 << 20
 KILLED = ("execve", "fork", "ptrace", "unshare", "setuid")
@@ -214,7 +215,10 @@ def booted(folder: Path, transport: str, *more: str) -> tuple[str, ...]:
     return (*words, *devices(folder), "--sandbox", "--snapshot-dir", str(folder), *more)
 
 
-def test_a_machine_with_every_device_is_saved_and_goes_on_in_a_sandbox_as_outside_of_one(folder, transport):
+def test_a_machine_with_every_device_is_saved_and_goes_on_in_a_sandbox_as_outside_of_one(
+    folder, transport, monkeypatch
+):
+    monkeypatch.setattr(commands, "SNAPKIT", (sys.executable, "-m", "tests.kvm.sandboxed", "[]"))
     first, second, sock = folder / "a.snap", folder / "b.snap", str(folder.parent / "c.sock")
     words = booted(folder, transport, "--snapshot-when", "io 3 ", "--snapshot-to", str(first))
     before = witnessed(*words).done.out
@@ -232,6 +236,7 @@ def test_a_machine_with_every_device_is_saved_and_goes_on_in_a_sandbox_as_outsid
         assert finished("stop", sock).returncode == 0
         assert machine.code() == 0
         machine.output += machine._stdout().read()
+        assert "late []" in machine.errors()
     right(before + machine.output.decode())
     with Image.open(str(second)) as image:
         parent = image.preamble.parent_id
@@ -255,10 +260,21 @@ def test_a_machine_saved_in_a_sandbox_is_restored_equal(folder, transport):
 def test_a_restore_imports_nothing_inside(folder, transport):
     path = str(folder / "a.snap")
     assert "io 3 " in witnessed(*booted(folder, transport, "--snapshot-when", "io 3 ", "--snapshot-to", path)).done.out
-    for words in ((), ("--verify-memory",), ("--snapshot-dir", str(folder)), ("--json",)):
-        restore = ("restore", path, "--disk", f"id=root,overlay={folder.parent}", "--sandbox", "--exit-when", "io 5 ")
+    again = ("--snapshot-dir", str(folder), "--snapshot-when", "io 5 ", "--snapshot-to", str(folder / "b.snap"))
+    for words in (("--exit-when", "io 5 "), ("--exit-when", "io 5 ", "--verify-memory", "--json"), again):
+        restore = ("restore", path, "--disk", f"id=root,overlay={folder.parent}", "--sandbox")
         ended = witnessed(*restore, *words, probes=("thread",)).done
         assert ended.told("probes") == {"thread": "done"}
+
+
+def test_keyed_snapshots_with_memory_of_their_own_are_made_and_restored_in_a_sandbox(folder):
+    path, key = str(folder / "a.snap"), folder.parent / "key"
+    key.write_bytes(bytes(range(32)))
+    keyed = ("--key-file", str(key), "--snapshot-dir", str(folder))
+    made = witnessed(*demo("--snapshot-when", "tick 3", "--snapshot-to", path, "--memory-file", *keyed)).done
+    assert len(list(folder.glob("a.*.mem"))) == 1
+    again = witnessed("restore", path, "--sandbox", "--exit-when", "tick 6", *keyed).done
+    assert_uninterrupted(made.out + again.out)
 
 
 def test_a_network_card_works_in_a_sandbox(folder, transport):
