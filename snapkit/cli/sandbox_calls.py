@@ -152,6 +152,8 @@ IOCTLS: Mapping[str, str] = {
     "KVM_SET_MSRS": "a boot, a restore",
     "KVM_GET_TSC_KHZ": "a boot, a restore, a save",
     "KVM_SET_TSC_KHZ": "a restore from a host with another rate",
+    "KVM_GET_DEVICE_ATTR": "a save: how far a vCPU's counter is from the host's",
+    "KVM_SET_DEVICE_ATTR": "a first resume sets that",
     "KVM_KVMCLOCK_CTRL": "a resume: the guest's watchdog is told of the pause",
     "TUNSETOFFLOAD": "a driver says which packets it takes",
     "FIONBIO": "a client's socket does not wait",
