@@ -90,7 +90,7 @@ def test_every_section_is_built_once_and_loaded_or_claimed_where_that_is_to_be_d
     assert sorted(of("claim")) == sorted(name for name in made if name.kind in orders.CLAIM.names)
     assert sorted(of("load")) == sorted(name for name in made if name.kind in orders.LOAD.names)
     others = [name for name, _section in done if name not in {"construct", "claim", "load"}]
-    assert others == ["create_vm", "map_memory", "wire", "activate", "resume"]
+    assert others == ["open_hypervisor", "create_vm", "map_memory", "wire", "activate", "resume"]
 
 
 @given(machines())
