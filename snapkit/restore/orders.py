@@ -11,7 +11,7 @@ STAGES = Order(
     "the order of stages",
     ("claim", "rebuild", "wire", "load", "activate", "run"),
     (
-        Edge("claim", "rebuild", "a device is constructed around what the host lends to it"),
+        Edge("claim", "rebuild", "the VM is made by the hypervisor, and a device around what the host lends to it"),
         Edge("rebuild", "wire", "doorbells and interrupts belong to parts, and are made on the VM's fd"),
         Edge(
             "wire",

@@ -44,7 +44,7 @@ DEVICES = ("virtio-block", "virtio-net", "virtio-vsock", "virtio-rng", "virtio-b
 
 REFUSED: dict[str, dict[Pair, str]] = {
     "stages": {
-        ("claim", "rebuild"): "is built before its host end was claimed",
+        ("claim", "rebuild"): "open_hypervisor first",
         ("rebuild", "wire"): "use the VM while not created",
         ("activate", "run"): "resume while being built, must be paused",
     },
