@@ -6,15 +6,17 @@ from collections.abc import Callable
 
 import click
 
+from snapkit.cli.explain import explain
 from snapkit.cli.keys import key_option, read_key
 from snapkit.errors import Finding, ImageError
 
 
 @click.command(short_help="check every byte and every invariant of a snapshot")
-@click.argument("file")
-@click.option("--json", "as_json", is_flag=True, help="Findings as JSON.")
+@click.argument("file", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Findings, or rules, as JSON.")
+@click.option("--explain", "explaining", is_flag=True, help="Show every rule that a file is held to, with its reason.")
 @key_option
-def verify(file: str, as_json: bool, key_file: str | None) -> int:
+def verify(file: str | None, as_json: bool, explaining: bool, key_file: str | None) -> int:
     """Check FILE whole: digests of everything, memory included, and all invariants across components.
 
     Exit code 0 when it is sound, 3 with every finding when it is not. Needs no KVM.
@@ -23,7 +25,15 @@ def verify(file: str, as_json: bool, key_file: str | None) -> int:
     Examples:
       snapkit verify vm.snap
       snapkit verify vm.snap --json
+      snapkit verify --explain
     """
+    if explaining:
+        if file is not None:
+            raise click.UsageError("--explain shows the rules for all files: it takes no FILE")
+        explain(as_json=as_json)
+        return 0
+    if file is None:
+        raise click.UsageError("FILE is missing: what to check")
     from snapkit.restore.restore import prepare
 
     key = read_key(key_file)
@@ -78,4 +88,5 @@ def _as_data(finding: Finding) -> dict[str, str]:
         "path": finding.path,
         "value": finding.value,
         "expected": finding.expected,
+        "rule": finding.rule,
     }

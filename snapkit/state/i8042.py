@@ -27,6 +27,13 @@ class I8042State(State):
     """Output port as last driven; the two interrupt bits follow from the status."""
 
 
+RULES = {
+    "i8042.ibf": "The input buffer is empty: a command is taken as soon as it is written.",
+    "i8042.reserved-bits": "The command byte holds bits that the controller has.",
+}
+"""What a finding of this module may be named for, and why it must hold."""
+
+
 def invariants(state: I8042State, component: str) -> list[Finding]:
     """Return what in *state* this controller never holds, for the section *component*."""
     findings = []

@@ -44,6 +44,17 @@ class InterruptTableState(State):
     routes: Annotated[list[RouteState], Meta(max_length=ROUTES_MAX)] = msgspec.field(default_factory=list)
 
 
+RULES = {
+    "lines.range": "A pin is one of the IOAPIC's: there are no others.",
+    "lines.sorted": "Lines are there once each, by GSI: the table is written from a sorted one.",
+    "lines.owner": "A line belongs to a section: it says who drives the pin.",
+    "routes.range": "A route's GSI is none of the pins' and below KVM_MAX_IRQ_ROUTES: KVM_SET_GSI_ROUTING refuses others.",
+    "routes.sorted": "Routes are there once each, by GSI: KVM takes the last of two.",
+    "routes.owner": "A route belongs to a section: it says whose vector fires.",
+}
+"""What a finding of this module may be named for, and why it must hold."""
+
+
 def invariants(state: InterruptTableState, component: str) -> list[Finding]:
     """Return where *state* is not what an interrupt table saves: GSIs sorted, each once, pins below messages."""
     findings = []

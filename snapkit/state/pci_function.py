@@ -97,6 +97,22 @@ def find_capability(config: bytes | bytearray, capability_id: int) -> int | None
     return None
 
 
+RULES = {
+    "pci.command": "The command register holds bits that a guest can set: no others are kept.",
+    "pci.header": "A function has a type 0 header and is the only one of its slot.",
+    "pci.vendor": "A function has a vendor: all ones would mean that there is none.",
+    "pci.capabilities": "Capabilities form a list that ends inside of the configuration space, and do not overlap.",
+    "pci.bar-width": "A memory BAR has 32 or 64 bits.",
+    "pci.bar-index": "A BAR has registers of its own, and registers of no BAR read as zero.",
+    "pci.bar-length": "A BAR's length is a power of two within its width: a guest finds it by writing ones.",
+    "pci.bar-address": "A BAR is aligned to its length and ends within its width: its register can say nothing else.",
+    "pci.bar-type": "The register of a BAR says what kind of BAR it is: those bits are read-only.",
+    "pci.bar-bits": "The register of a BAR holds no address bits below its length: they are not in the register.",
+    "pci.bar-overlap": "BARs of one function do not overlap: who answered were chance.",
+}
+"""What a finding of this module may be named for, and why it must hold."""
+
+
 def invariants(state: PciFunctionState, component: str) -> list[Finding]:
     """Return what in *state* no function could hold, for the section *component*."""
     values = _bar_values(state.config, pci.BAR0)

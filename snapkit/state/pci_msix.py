@@ -54,6 +54,18 @@ def pba_len(vectors: int) -> int:
     return 8 * pba_words(vectors)
 
 
+RULES = {
+    "msix.reserved-bits": "A table entry holds bits that are defined: others are not kept.",
+    "msix.lengths": "There is a GSI for each vector, and as many pending bits.",
+    "msix.gsis": "Each vector has its own GSI: else one would fire for another.",
+    "msix.pending": "Pending bits are those of vectors that there are.",
+    "msix.capability": "The function of an MSI-X table has the capability that leads a guest to it.",
+    "msix.size": "The capability tells the number of vectors that there is.",
+    "msix.place": "Table and pending bits lie in a BAR of their function, apart: a guest reaches them through it.",
+}
+"""What a finding of this module may be named for, and why it must hold."""
+
+
 def invariants(state: PciMsixState, component: str) -> list[Finding]:
     """Return what in *state* no MSI-X table could hold, for the section *component*."""
     vectors = len(state.entries)

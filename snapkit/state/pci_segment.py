@@ -19,6 +19,12 @@ class PciSegmentState(State):
     """The latch at port 0xCF8: which register the next access to 0xCFC means."""
 
 
+RULES = {
+    "pci.config-address": "The latch at port 0xCF8 holds the bits that the register has: others read as zero.",
+}
+"""What a finding of this module may be named for, and why it must hold."""
+
+
 def invariants(state: PciSegmentState, component: str) -> list[Finding]:
     """Return what in *state* no host bridge could hold, for the section *component*."""
     if not state.config_address & ~ConfigAddress.defined:

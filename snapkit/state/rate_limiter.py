@@ -37,6 +37,13 @@ class RateLimiterState(State):
     blocked_ns: Annotated[U64, doc("how long nothing is let through yet, since something was refused")] = 0
 
 
+RULES = {
+    "rate-limiter.bucket": "A token bucket holds no more than it has room for, and no budget while it owes.",
+    "rate-limiter.blocked": "Only a limit refuses: nothing is held back without one.",
+}
+"""What a finding of this module may be named for, and why it must hold."""
+
+
 def invariants(state: RateLimiterState, component: str, path: str) -> list[Finding]:
     """Return what in *state*, the field *path* of the section *component*, no limiter could hold."""
     findings = []

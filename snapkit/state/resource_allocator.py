@@ -78,6 +78,19 @@ def owned_by_a_section(owner: str) -> bool:
     return bool(slash) and kind in KINDS and 0 < len(instance) <= 32 and "/" not in instance
 
 
+RULES = {
+    "pools.sorted": "Pools are there once each, by name: the allocator saves them so.",
+    "pools.limits": "A pool lies within the numbers that its resource has.",
+    "pools.apart": "Pools of one kind of number do not overlap: a claim in one would not be seen in the other.",
+    "claims.pool": "A claim is made of a pool that there is.",
+    "claims.inside": "A claim lies inside its pool: nothing else is there to be had.",
+    "claims.owner": "A claim belongs to a section: it says who has it.",
+    "claims.sorted": "Claims are saved by pool and start.",
+    "claims.apart": "Claims of one pool do not overlap: two would share it.",
+}
+"""What a finding of this module may be named for, and why it must hold."""
+
+
 def invariants(state: ResourceAllocatorState, component: str) -> list[Finding]:
     """Return where *state* is not what an allocator saves: sorted, inside its pools, nothing taken twice."""
     findings = []

@@ -40,6 +40,15 @@ class SerialState(State):
     """The receiver: its FIFO, oldest byte first, or its one buffer register while the FIFO is off."""
 
 
+RULES = {
+    "serial.reserved-bits": "Registers hold bits that the chip has: others are not kept.",
+    "serial.rx-room": "The receiver holds what its FIFO has room for.",
+    "serial.data-ready": "LSR.DR says whether the receiver holds a byte.",
+    "serial.thre-latch": "An empty transmitter is announced only while it is empty.",
+}
+"""What a finding of this module may be named for, and why it must hold."""
+
+
 def invariants(state: SerialState, component: str) -> list[Finding]:
     """Return what in *state* no 16550A could hold, for the section *component*."""
     findings = [

@@ -39,6 +39,17 @@ class VirtioState(State):
     broken: Annotated[bool, doc("the driver broke its rings; nothing is served until it resets the device")] = False
 
 
+RULES = {
+    "virtio.queues": "A device has the queues of its type: a driver finds them by number.",
+    "virtio.features": "A driver accepted what it wrote, what was offered, and VIRTIO_F_VERSION_1: FEATURES_OK is refused else.",
+    "virtio.queue-size": "A queue's size is a power of two up to what the device offers: a queue is not enabled else.",
+    "virtio.status": "The driver's status bits were set in their order: a write that skips a step is not taken.",
+    "virtio.broken": "A device that broke says DEVICE_NEEDS_RESET, and no other does: the driver waits for it.",
+    "virtio.ring": "Rings in use lie in RAM, aligned: a device that is given others at DRIVER_OK breaks at once.",
+}
+"""What a finding of this module may be named for, and why it must hold."""
+
+
 def invariants(state: VirtioState, component: str, *, queues: int | None = None) -> list[Finding]:
     """Return what in *state* no virtio device could hold, for the section *component*; *queues* is how many it has."""
     findings = []

@@ -38,6 +38,13 @@ class VirtioBalloonState(VirtioState):
     )
 
 
+RULES = {
+    **virtio.RULES,
+    "balloon.stats": "Statistics are kept by tag, each once, with tags that there are.",
+}
+"""What a finding of this module may be named for, and why it must hold."""
+
+
 def invariants(state: VirtioBalloonState, component: str) -> list[Finding]:
     """Return what in *state* no balloon could hold, for the section *component*."""
     findings = virtio.invariants(state, component, queues=QUEUES)

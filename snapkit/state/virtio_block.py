@@ -60,6 +60,19 @@ class VirtioBlockState(VirtioState):
     host: DiskHostState
 
 
+RULES = {
+    **virtio.RULES,
+    **rate_limiter.RULES,
+    "virtio-block.queues": "A disk has one queue.",
+    "virtio-block.capacity": "A disk ends where file offsets end, or before.",
+    "virtio-block.blk-size": "A block is a power of two from a sector to a page.",
+    "virtio-block.seg-max": "A request may have a data descriptor.",
+    "virtio-block.serial": "The serial number has no zero byte: one would end it.",
+    "virtio-block.layers": "Overlays lie over one raw image, and paths are paths: the host's files are found by them.",
+}
+"""What a finding of this module may be named for, and why it must hold."""
+
+
 def invariants(state: VirtioBlockState, component: str) -> list[Finding]:
     """Return what in *state* no disk could hold, for the section *component*."""
     findings = virtio.invariants(state, component) + rate_limiter.invariants(state.limiter, component, "limiter")

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from snapkit.errors import Finding
+from snapkit.state import virtio
 from snapkit.state.schema import U8, U16, U32, U64, State, doc, schema
 from snapkit.state.spec import virtio as spec
 from snapkit.state.virtio import VirtioState, status_findings, transport_findings
@@ -30,6 +31,14 @@ class VirtioMmioState(State):
     queue_sel: U32 = 0
     config_generation: U32 = 0
     interrupt_status: U8 = 0
+
+
+RULES = {
+    **virtio.RULES,
+    "virtio-mmio.address": "A memory-mapped device begins on a page.",
+    "virtio-mmio.isr": "The interrupt status has two bits.",
+}
+"""What a finding of this module may be named for, and why it must hold."""
 
 
 def invariants(state: VirtioMmioState, component: str) -> list[Finding]:

@@ -38,6 +38,16 @@ class VirtioNetState(VirtioState):
     host: NetHostState
 
 
+RULES = {
+    **virtio.RULES,
+    **rate_limiter.RULES,
+    "net.queues": "A network card has a receive and a transmit queue.",
+    "net.mac": "A network card has the address of one station: a switch drops what comes from a group.",
+    "net.mtu": "The MTU is there where VIRTIO_NET_F_MTU is offered: a driver reads it then.",
+}
+"""What a finding of this module may be named for, and why it must hold."""
+
+
 def invariants(state: VirtioNetState, component: str) -> list[Finding]:
     """Return what in *state* no network card could hold, for the section *component*."""
     findings = virtio.invariants(state, component)

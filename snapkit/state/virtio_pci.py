@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from snapkit.errors import Finding
+from snapkit.state import virtio
 from snapkit.state.schema import U8, U16, U32, State, doc, schema
 from snapkit.state.spec import virtio as spec
 from snapkit.state.virtio import QUEUES_MAX, VirtioState, status_findings, transport_findings
@@ -33,6 +34,14 @@ class VirtioPciState(State):
     config_msix_vector: U16 = NO_VECTOR
     queue_msix_vectors: Annotated[list[U16], Meta(min_length=1, max_length=QUEUES_MAX)]
     isr_status: U8 = 0
+
+
+RULES = {
+    **virtio.RULES,
+    "virtio-pci.vectors": "A vector that a driver chose exists, one for each queue: others are read back as NO_VECTOR.",
+    "virtio-pci.isr": "The interrupt status has two bits.",
+}
+"""What a finding of this module may be named for, and why it must hold."""
 
 
 def invariants(state: VirtioPciState, component: str) -> list[Finding]:

@@ -13,6 +13,9 @@ class VirtioRngState(VirtioState):
     """Features and the request queue."""
 
 
+RULES = virtio.RULES
+
+
 def invariants(state: VirtioRngState, component: str) -> list[Finding]:
     """Return what in *state* no entropy device could hold, for the section *component*."""
     return virtio.invariants(state, component, queues=QUEUES)

@@ -33,6 +33,14 @@ class VirtioVsockState(virtio.VirtioState):
     host: VsockHostState
 
 
+RULES = {
+    **virtio.RULES,
+    "virtio-vsock.queues": "A socket device has three queues: rx, tx, event.",
+    "virtio-vsock.uds": "The host's socket has a path that can be bound.",
+}
+"""What a finding of this module may be named for, and why it must hold."""
+
+
 def invariants(state: VirtioVsockState, component: str) -> list[Finding]:
     """Return what in *state* no socket device could hold, for the section *component*."""
     findings = virtio.invariants(state, component)

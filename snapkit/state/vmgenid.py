@@ -24,6 +24,12 @@ class VmgenidState(State):
     generation: Annotated[bytes, Meta(min_length=GENERATION_LEN, max_length=GENERATION_LEN)]
 
 
+RULES = {
+    "vmgenid.alignment": "The generation id is aligned to 8 bytes: the specification has guests rely on it.",
+}
+"""What a finding of this module may be named for, and why it must hold."""
+
+
 def invariants(state: VmgenidState, component: str) -> list[Finding]:
     """Return what in *state* no generation id could have, for the section *component*."""
     if state.gpa % GENERATION_ALIGNMENT:

@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 from snapkit.state.interrupt_table import RouteState
 from snapkit.state.memory_layout import MemoryLayoutState, RegionState
 from snapkit.state.pci_function import find_capability
-from snapkit.state.schema import SectionId, State, current
-from snapkit.state.shape import shape_of
+from snapkit.state.schema import SectionId
 from snapkit.state.spec.pci import CAP_ID_MSIX
 from snapkit.state.virtio import VirtioState
 from snapkit.state.virtio_block import DiskHostState, LayerState
 from snapkit.vmm.parts.fresh import Asked, Transport, fresh_sections
 from snapkit.vmm.virtio import virtio_balloon, virtio_block, virtio_net, virtio_rng, virtio_vsock
-from tests.contract.generate import smallest
+from tests.restore.chips import chips
 from tests.restore.machines import MIB, sections
 
 States = dict[SectionId, Any]
@@ -67,18 +66,17 @@ def device_states() -> list[tuple[Asked, VirtioState]]:
     return [(Asked(kind, DEVICES[kind]), state) for kind, state in states.items()]
 
 
-def bare_machine() -> States:
-    """Return the sections that every machine has, with their smallest values; no tables and no parts."""
-    states: dict[SectionId, State] = sections(RAM_LEN)
-    for kind in ("vcpu-x86-64", "irqchip-x86", "pit", "kvm-clock"):
-        states[SectionId(kind, "0")] = smallest(shape_of(current(kind).type))
+def bare_machine(vcpus: int = 1) -> States:
+    """Return the sections that every machine has; no tables and no parts."""
+    states: States = {**sections(RAM_LEN), **chips(vcpus)}
+    states[SectionId("machine", "0")].vcpu_count = vcpus
     return states
 
 
-def fresh_machine(transport: Transport | None) -> States:
+def fresh_machine(transport: Transport | None, vcpus: int = 1) -> States:
     """Return a machine as it is switched on, with all five devices, or with none where there is no *transport*."""
     devices = device_states() if transport else []
-    return {**bare_machine(), **fresh_sections(devices, transport, bytes(range(16))).sections}
+    return {**bare_machine(vcpus), **fresh_sections(devices, transport, bytes(range(16))).sections}
 
 
 def busy_machine(transport: Transport) -> States:
@@ -90,7 +88,7 @@ def busy_machine(transport: Transport) -> States:
         device.acked = VERSION_1
         for queue in device.queues:
             queue.desc, queue.driver, queue.device = base, base + 0x2000, base + 0x3000
-            queue.ready, queue.next_avail, queue.next_used = True, 7, 6
+            queue.ready, queue.next_avail, queue.next_used = True, 7, 7
             base += 0x5000
         if transport == "mmio":
             carrier = states[SectionId("virtio-mmio", instance)]

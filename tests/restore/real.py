@@ -1,6 +1,6 @@
 """A snapshot of a machine that worked, and the same taken apart, so that a test can change one part and sign it again.
 
-Where there is no /dev/kvm a machine is made up: its parts as a boot lays them out, the rest with its smallest values.
+Where there is no /dev/kvm a machine is made up: its parts as a boot lays them out, its CPUs and chips invented.
 """
 
 import json
@@ -14,9 +14,8 @@ from typing import Any
 from snapkit.state import codec
 from snapkit.state.releases import current_release
 from snapkit.state.schema import SectionId, State, versions_of
-from snapkit.state.shape import shape_of
 from snapkit.vmm.parts.fresh import fresh_sections
-from tests.contract.generate import smallest
+from tests.restore.chips import chips
 from tests.restore.forge import ENTRY, PREAMBLE, Forge, Section, snapshot_parts
 from tests.restore.machines import MIB, ram, save, sections
 
@@ -24,7 +23,6 @@ from tests.restore.machines import MIB, ram, save, sections
 REQUIRED = "kvm" in os.environ.get("SNAPKIT_REQUIRE", "").split(",")
 HAS_KVM = REQUIRED or os.access("/dev/kvm", os.R_OK | os.W_OK)
 VCPUS = 2
-CHIPS = ("irqchip-x86", "pit", "kvm-clock")
 
 
 def write_real(path: Path) -> Path:
@@ -46,14 +44,7 @@ def write_real(path: Path) -> Path:
 
 def made_up() -> dict[SectionId, State]:
     """Return the sections of a machine without devices, without a machine."""
-    states = sections(2 * MIB) | fresh_sections([], None, bytes(16)).sections
-    for kind in ("vcpu-x86-64", *CHIPS):
-        schema = versions_of(kind)[max(versions_of(kind))]
-        for number in range(VCPUS if kind == "vcpu-x86-64" else 1):
-            state = smallest(shape_of(schema.type))
-            if hasattr(state, "id"):
-                state.id = number
-            states.setdefault(SectionId(kind, str(number)), state)
+    states = sections(2 * MIB) | fresh_sections([], None, bytes(16)).sections | chips(VCPUS)
     machine: Any = states[SectionId("machine", "0")]
     machine.vcpu_count = VCPUS
     return states

@@ -110,7 +110,7 @@ DISAGREEMENTS: dict[Callable[[States], None], str] = {
     ram_elsewhere: r"memory-layout/0.regions is different from the file's memory",
     ram_over_itself: r"memory-layout/0.regions\[1\].gpa is 0x1000, must be in order",
     ram_in_half_pages: r"memory-layout/0.regions\[0\] is 0x7\+0x200000, must be whole pages",
-    ram_beyond_the_end: r"memory-layout/0.regions\[0\].gpa is 0xfffffffffffff000",
+    ram_beyond_the_end: r"memory-layout/0.regions\[0\] is 0xfffffffffffff000",
     other_pages: r"memory-layout/0.page_shift is 16, must be 12",
     other_architecture: r"machine/0.architecture is 183, must be 62",
     other_machine: r"preamble.machine_id is [0-9a-f]{32}, must be 58585858",

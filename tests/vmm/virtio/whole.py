@@ -19,13 +19,8 @@ from typing import Any, cast
 from snapkit.restore.check import check
 from snapkit.restore.orders import REBUILD
 from snapkit.state.codec import decode, encode
-from snapkit.state.irqchip_x86 import IrqchipState
-from snapkit.state.kvm_clock import KvmClockState
 from snapkit.state.machine import EM_X86_64, MachineState
-from snapkit.state.pit import PitState
 from snapkit.state.schema import SectionId, State, schema_of
-from snapkit.state.shape import shape_of
-from snapkit.state.vcpu_x86_64 import VcpuState
 from snapkit.state.virtio import VirtioState
 from snapkit.vmm.backends.console import Console
 from snapkit.vmm.backends.disk import DiskOptions, open_disk
@@ -36,7 +31,7 @@ from snapkit.vmm.parts.board import CONSTRUCT_ORDER, Board, module_of
 from snapkit.vmm.parts.fresh import Asked, Transport, fresh_sections
 from snapkit.vmm.virtio.device import VirtioDevice
 from snapkit.vmm.vm import Vm
-from tests.contract.generate import smallest
+from tests.restore.chips import chips
 from tests.vmm.virtio.paper import Fence, PaperKernel, PaperTap, PatientWorker
 
 Sections = dict[SectionId, State]
@@ -219,13 +214,5 @@ def findings(sections: Sections) -> list[str]:
 
 def _chips() -> Sections:
     """What a machine has beside its parts: never touched here."""
-    vcpu = smallest(shape_of(VcpuState))
-    return {
-        _MACHINE: MachineState(
-            architecture=EM_X86_64, machine_id=bytes(16), vcpu_count=1, cpu_profile="host", tsc_khz=0
-        ),
-        SectionId("vcpu-x86-64", "0"): vcpu,
-        SectionId("irqchip-x86", "0"): smallest(shape_of(IrqchipState)),
-        SectionId("pit", "0"): smallest(shape_of(PitState)),
-        SectionId("kvm-clock", "0"): smallest(shape_of(KvmClockState)),
-    }
+    machine = MachineState(architecture=EM_X86_64, machine_id=bytes(16), vcpu_count=1, cpu_profile="host", tsc_khz=0)
+    return {_MACHINE: machine, **chips()}

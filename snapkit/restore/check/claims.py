@@ -1,0 +1,113 @@
+"""What is taken: the pools of the address map, and that the allocator and the devices agree on who has what."""
+
+from collections.abc import Iterator
+
+from snapkit.errors import Finding
+from snapkit.restore.check.identity import HOST_BRIDGE
+from snapkit.restore.check.sections import Findings, Index, invariant
+from snapkit.restore.pages import Pages
+from snapkit.state.pci_function import PciFunctionState
+from snapkit.state.pci_msix import PciMsixState
+from snapkit.state.resource_allocator import ResourceAllocatorState, shown
+from snapkit.state.spec import virtio as spec
+from snapkit.state.virtio_mmio import VirtioMmioState
+from snapkit.state.vmgenid import VmgenidState
+
+Claim = tuple[str, int, int, str]
+"""Pool, start, length, owner."""
+
+# The address map of x86-64 machines, which never changes: what there is to claim, by pool, as (start, length).
+POOLS: dict[str, tuple[int, int]] = {
+    "gsi-legacy": (5, 19),
+    "gsi-msi": (24, 4072),
+    "mmio32": (0xC000_0000, 0x2EC0_0000),
+    "mmio64": (0x40_0000_0000, 0x40_0000_0000),
+    "pci-slot": (1, 31),
+}
+MMIO32_END = 0xEEC0_0000
+MMIO_SLOTS_START = MMIO32_END - 0x10_0000
+_WINDOWS = tuple((pool, POOLS[pool][0], sum(POOLS[pool])) for pool in ("mmio32", "mmio64"))
+_WHERE = "resource-allocator/0"
+
+
+@invariant("pools.known")
+def pools_known(index: Index, _pages: Pages) -> Findings:
+    """The pools are those of the address map: others would reach over RAM, interrupt controllers or each other."""
+    for section, allocator in index.each(ResourceAllocatorState):
+        found: dict[str, tuple[int, int]] = {pool.pool: (pool.start, pool.length) for pool in allocator.pools}
+        if found == POOLS:
+            continue
+        for name in sorted({*found, *POOLS}):
+            if found.get(name) != POOLS.get(name):
+                got = f"{name} {shown(*found[name])}" if name in found else f"without {name}"
+                wanted = f"{name} {shown(*POOLS[name])}" if name in POOLS else f"without {name}"
+                yield Finding(str(section), "pools", got, wanted)
+
+
+@invariant("claims.agree")
+def claims_agree(index: Index, _pages: Pages) -> Findings:
+    """The allocator's claims are what the devices have, no more, no less: else a range would be given out twice."""
+    allocator = index.get("resource-allocator", "0", ResourceAllocatorState)
+    if allocator is None:
+        return
+    derived = set(_claims(index))
+    saved = {(claim.pool, claim.start, claim.length, claim.owner): n for n, claim in enumerate(allocator.claims)}
+    if derived == saved.keys():
+        return
+    for pool, start, length, owner in sorted(derived - saved.keys()):
+        text = f"without {pool} {shown(start, length)} of {owner}"
+        yield Finding(_WHERE, "claims", text, "with every range and number that a device has")
+    for claim, number in saved.items():
+        if claim not in derived:
+            text = f"{claim[0]} {shown(claim[1], claim[2])} of {claim[3]}"
+            yield Finding(_WHERE, f"claims[{number}]", text, "what a device has")
+
+
+@invariant("claims.once")
+def claims_once(index: Index, _pages: Pages) -> Findings:
+    """No number, slot or address belongs to two: an interrupt would wake the wrong driver, a slot hold two functions."""
+    derived = list(_claims(index))
+    starts = {claim[:2] for claim in derived}
+    if len(starts) == len(derived):
+        return
+    holders: dict[tuple[str, int], str] = {}
+    for pool, start, length, owner in derived:
+        holder = holders.setdefault((pool, start), owner)
+        if holder is not owner:
+            yield Finding(owner, "", f"with {pool} {shown(start, length)}", f"without it: {holder} has it")
+
+
+@invariant("virtio-mmio.slot")
+def slots_in_place(index: Index, _pages: Pages) -> Findings:
+    """A memory-mapped device is in the part of its window that no BAR may enter: there it cannot be covered."""
+    for section, mmio in index.each(VirtioMmioState):
+        if not MMIO_SLOTS_START <= mmio.address <= MMIO32_END - spec.MMIO_LEN:
+            expected = f"from {MMIO_SLOTS_START:#x} to {MMIO32_END - spec.MMIO_LEN:#x}"
+            yield Finding(str(section), "address", f"{mmio.address:#x}", expected)
+
+
+def _claims(index: Index) -> Iterator[Claim]:
+    """Give every claim that the devices' own States tell of."""
+    for section, function in index.each(PciFunctionState):
+        owner = str(section)
+        if function.slot or section.instance != HOST_BRIDGE:
+            yield "pci-slot", function.slot, 1, owner
+        for bar in function.bars:
+            yield _window(bar.address, bar.length), bar.address, bar.length, owner
+    for section, msix in index.each(PciMsixState):
+        owner = str(section)
+        for gsi in msix.gsis:
+            yield "gsi-msi", gsi, 1, owner
+    for section, mmio in index.each(VirtioMmioState):
+        owner = str(section)
+        yield "mmio32", mmio.address, spec.MMIO_LEN, owner
+        yield "gsi-legacy", mmio.gsi, 1, owner
+    for section, generation in index.each(VmgenidState):
+        yield "gsi-legacy", generation.gsi, 1, str(section)
+
+
+def _window(start: int, length: int) -> str:
+    for pool, low, high in _WINDOWS:
+        if low <= start and start + length <= high:
+            return pool
+    return "no window"

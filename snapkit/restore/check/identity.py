@@ -1,0 +1,139 @@
+"""Who is who: the sections that a machine must have, whose parts they are, and what the file's labels say of it."""
+
+from snapkit.errors import Finding
+from snapkit.restore.check.sections import Findings, Index, Sections, invariant
+from snapkit.restore.manifest import Manifest
+from snapkit.restore.pages import Pages
+from snapkit.restore.preamble import Preamble
+from snapkit.state.machine import EM_X86_64, MachineState
+from snapkit.state.memory_layout import MemoryLayoutState
+from snapkit.state.pci_function import PciFunctionState
+from snapkit.state.pci_segment import PciSegmentState
+from snapkit.state.schema import SectionId
+from snapkit.state.spec import virtio as spec
+from snapkit.state.vmgenid import GENERATION_LEN, VmgenidState
+
+HOST_BRIDGE = "host-bridge"
+_SHOWN = 16
+_SINGLE_X86 = (
+    "machine",
+    "memory-layout",
+    "irqchip-x86",
+    "pit",
+    "kvm-clock",
+    "serial-16550",
+    "i8042",
+    "resource-allocator",
+    "interrupt-table",
+)
+_PCI_SECTIONS = frozenset({"virtio-pci", "pci-function", "pci-msix"})
+_MMIO_SECTIONS = frozenset({"virtio-mmio"})
+_DEVICE_KINDS = frozenset(spec.TYPE_IDS)
+_OF_A_DEVICE = _DEVICE_KINDS | _PCI_SECTIONS | _MMIO_SECTIONS
+
+
+@invariant("sections.complete")
+def sections_complete(index: Index, _pages: Pages) -> Findings:
+    """Each kind that an x86-64 machine has once is there once, as instance 0: nothing would be rebuilt for another."""
+    found: dict[str, list[str]] = {kind: [] for kind in _SINGLE_X86}
+    for kind, instance in index.sections:
+        if kind in found:
+            found[kind].append(instance)
+    for kind, instances in found.items():
+        if instances != ["0"]:
+            yield Finding(kind, "", f"there as {few(instances)}", "there once, as instance 0")
+
+
+@invariant("machine.arch")
+def architecture_known(index: Index, _pages: Pages) -> Findings:
+    """The kinds of CPU and the machine's architecture agree: they decide who rebuilds it."""
+    machine = index.get("machine", "0", MachineState)
+    if machine is not None and machine.architecture != EM_X86_64:
+        yield Finding("machine/0", "architecture", str(machine.architecture), f"{EM_X86_64} (x86-64)")
+
+
+@invariant("devices.complete")
+def devices_complete(index: Index, _pages: Pages) -> Findings:
+    """A device has one transport and all that belongs to it, a transport one device: none is found or served alone."""
+    found: dict[str, set[str]] = {}
+    for kind, instance in index.sections:
+        if kind in _OF_A_DEVICE:
+            found.setdefault(instance, set()).add(kind)
+    bridge_kinds = found.pop(HOST_BRIDGE, set())
+    if bridge_kinds - {"pci-function"}:
+        yield Finding(HOST_BRIDGE, "", f"the id of {sorted(bridge_kinds)}", "the id of the host bridge alone")
+    for instance, kinds in found.items():
+        devices, rest = kinds & _DEVICE_KINDS, kinds - _DEVICE_KINDS
+        if len(devices) != 1:
+            yield Finding(instance, "", f"the id of {sorted(devices) or 'no device'}", "the id of one device")
+        if rest not in (_MMIO_SECTIONS, _PCI_SECTIONS):
+            wanted = f"virtio-mmio, or all of {', '.join(sorted(_PCI_SECTIONS))}"
+            yield Finding(instance, "", f"carried by {sorted(rest) or 'nothing'}", f"carried by {wanted}")
+
+
+@invariant("devices.transport")
+def one_transport(index: Index, _pages: Pages) -> Findings:
+    """A machine has PCI or it has not: its guest was told so when it booted, by tables that a restore leaves alone."""
+    transports = {kind for kind, _ in index.sections if kind in {"virtio-mmio", "virtio-pci"}}
+    if len(transports) > 1:
+        yield Finding("machine/0", "", "on two transports", "on one")
+    if "virtio-mmio" in transports:
+        for section, _state in index.each(PciSegmentState):
+            yield Finding(str(section), "", "there", "absent: devices are on virtio-mmio")
+
+
+@invariant("pci.segment")
+def segment_complete(index: Index, _pages: Pages) -> Findings:
+    """Functions are on the one segment that there is, with its host bridge in slot 0: a guest begins there."""
+    segments = sorted(section.instance for section, _ in index.each(PciSegmentState))
+    functions = bool(index.each(PciFunctionState))
+    if segments != (["0"] if functions else []):
+        yield Finding("pci-segment", "", f"there as {few(segments)}", "there once as 0, where there are functions")
+    bridge = index.get("pci-function", HOST_BRIDGE, PciFunctionState)
+    if functions and (bridge is None or bridge.slot):
+        yield Finding(f"pci-function/{HOST_BRIDGE}", "slot", "missing or elsewhere", "0")
+
+
+@invariant("vmgenid.single")
+def one_generation(index: Index, _pages: Pages) -> Findings:
+    """There is one generation id, as instance 0: a guest reads one, and a restore has to change it."""
+    for section, _generation in index.each(VmgenidState):
+        if section.instance != "0":
+            yield Finding(str(section), "", "there", "there as instance 0 only")
+
+
+@invariant("vmgenid.in-ram")
+def generation_in_memory(index: Index, _pages: Pages) -> Findings:
+    """The generation id lies in RAM: a new one is written there before the guest runs."""
+    for section, state in index.each(VmgenidState):
+        end = state.gpa + GENERATION_LEN
+        if index.ram and not any(gpa <= state.gpa and end <= gpa + length for gpa, length in index.ram):
+            yield Finding(str(section), "gpa", f"{state.gpa:#x}", "inside RAM")
+
+
+def check_labels(sections: Sections, preamble: Preamble, manifest: Manifest) -> list[Finding]:
+    """Return where preamble and manifest, which people and tools read, say something else than the machine itself."""
+    machine, layout = sections.get(SectionId("machine", "0")), sections.get(SectionId("memory-layout", "0"))
+    if not isinstance(machine, MachineState) or not isinstance(layout, MemoryLayoutState):
+        return []  # `check` has said so
+    labels = [
+        ("preamble", "architecture", preamble.architecture, machine.architecture),
+        ("preamble", "machine_id", preamble.machine_id.hex(), machine.machine_id.hex()),
+    ]
+    facts: dict[str, object] = {
+        "vcpus": machine.vcpu_count,
+        "memory": sum(region.length for region in layout.regions),
+        "cpu": machine.cpu_profile,
+    }
+    labels += [("manifest", f"machine.{name}", manifest.machine.get(name, fact), fact) for name, fact in facts.items()]
+    return [
+        Finding(where, path, str(found), f"{wanted}, as the sections say", "labels")
+        for where, path, found, wanted in labels
+        if found != wanted
+    ]
+
+
+def few(names: list[str]) -> str:
+    """Write *names* for a finding; of many, which only a hostile file has, the first few and how many there are."""
+    every = sorted(names)
+    return str(every) if len(every) <= _SHOWN else f"{every[:_SHOWN]} and {len(every) - _SHOWN} more"
