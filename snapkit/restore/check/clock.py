@@ -18,6 +18,8 @@ _FLAGS = 3
 """KVM_PIT_FLAGS_HPET_LEGACY, KVM_PIT_FLAGS_SPEAKER_DATA_ON."""
 _NS_MAX = (1 << 62) - 1
 """146 years: sums of two stay within the signed 64 bits in which Linux keeps time."""
+_KHZ_MAX = (1 << 31) - 1
+"""KVM_GET_TSC_KHZ returns an int; what is above looks like an error."""
 _SMALL = (
     ("count_latched", 3),
     ("status_latched", 1),
@@ -58,10 +60,12 @@ def kvm_clock_possible(index: Index, _pages: Pages) -> Findings:
 
 @invariant("clock.tsc-rate")
 def tsc_rates_agree(index: Index, _pages: Pages) -> Findings:
-    """All CPUs count at the machine's rate: a guest measures it on one, and whether a host has it is asked once."""
+    """All CPUs count at the machine's rate, which fits what KVM_GET_TSC_KHZ returns: a guest measures it on one CPU."""
     machine = index.get("machine", "0", MachineState)
     if machine is None:
         return
     for section, vcpu in index.each(VcpuState):
-        if vcpu.tsc_khz != machine.tsc_khz:
+        if vcpu.tsc_khz > _KHZ_MAX:
+            yield Finding(str(section), "tsc_khz", str(vcpu.tsc_khz), f"at most {_KHZ_MAX}")
+        elif vcpu.tsc_khz != machine.tsc_khz:
             yield Finding(str(section), "tsc_khz", str(vcpu.tsc_khz), f"{machine.tsc_khz}, as machine/0 has it")

@@ -5,25 +5,47 @@ they were measured to take nonsense in (segment types, CR2, the local APIC's pag
 Source: arch/x86/kvm/x86.c and lapic.c, Intel SDM volume 3.
 """
 
+from operator import attrgetter
+
 from snapkit.errors import Finding
 from snapkit.restore.check.identity import few
 from snapkit.restore.check.sections import Findings, Index, invariant
 from snapkit.restore.pages import Pages
 from snapkit.state.machine import MachineState
 from snapkit.state.spec import lapic
-from snapkit.state.spec.x86 import ApicBase, Cr0, Cr4, Efer, Xcr0
+from snapkit.state.spec.x86 import ApicBase, Cr0, Cr4, Efer, Rflags, Xcr0
 from snapkit.state.vcpu_x86_64 import CpuidEntry, VcpuState
 
-_MP_STATES = 5
-"""KVM_MP_STATE_RUNNABLE, _UNINITIALIZED, _INIT_RECEIVED, _HALTED, _SIPI_RECEIVED: 0 to 4."""
-_EVENT_FLAGS = 0xF
-"""KVM_VCPUEVENT_VALID_* for NMIs, SIPI vector, shadow and SMM; the others stand for capabilities that are not enabled."""
+_MP_STATES = 4
+"""KVM_MP_STATE_RUNNABLE, _UNINITIALIZED, _INIT_RECEIVED, _HALTED: 0 to 3. KVM acts on a SIPI before it tells of it."""
+_EVENT_FLAGS = 0xD
+"""KVM_VCPUEVENT_VALID_* for NMIs, shadow and SMM: what KVM gives while no capability for more is enabled."""
+_EVENTS_MAX = (
+    ("exception_injected", 1),
+    ("exception_has_error_code", 1),
+    ("exception_pending", 1),
+    ("interrupt_injected", 1),
+    ("interrupt_soft", 0),
+    ("interrupt_shadow", 3),
+    ("nmi_injected", 1),
+    ("nmi_pending", 2),
+    ("nmi_masked", 1),
+    ("sipi_vector", 0),
+    ("smi_smm", 1),
+    ("smi_pending", 1),
+    ("smi_smm_inside_nmi", 1),
+    ("smi_latched_init", 1),
+    ("triple_fault_pending", 0),
+    ("exception_has_payload", 1),
+)
+_event_values = attrgetter(*(name for name, _ in _EVENTS_MAX))
 _EXCEPTIONS, _NMI_VECTOR = 32, 2
 _APIC_BASE = ApicBase.BSP | ApicBase.EXTD | ApicBase.EN | ApicBase.BASE
 _CR0_UPPER = 0xFFFF_FFFF << 32
 _CR4 = Cr4.defined | 1 << 32  # FRED
 _EFER_MSR = 0xC000_0080
 _XCR0_AVX512 = Xcr0.OPMASK | Xcr0.ZMM_HI256 | Xcr0.HI16_ZMM
+_MXCSR, _MXCSR_BITS = 24, 0xFFFF
 _XSTATE_HEADER = 512
 _XSTATE_BV_END, _XSTATE_HEADER_END = _XSTATE_HEADER + 8, _XSTATE_HEADER + 64
 _NO_MORE = bytes(_XSTATE_HEADER_END - _XSTATE_BV_END)
@@ -116,7 +138,17 @@ def mp_state_known(index: Index, _pages: Pages) -> Findings:
     """A CPU runs, is halted, or is on its way from reset: KVM_SET_MP_STATE refuses what it does not know."""
     for section, state in index.each(VcpuState):
         if state.mp_state >= _MP_STATES:
-            yield Finding(str(section), "mp_state", str(state.mp_state), "0 to 4, a KVM_MP_STATE_*")
+            yield Finding(str(section), "mp_state", str(state.mp_state), "0 to 3, a KVM_MP_STATE_*")
+
+
+@invariant("vcpus.rflags")
+def rflags_possible(index: Index, _pages: Pages) -> Findings:
+    """RFLAGS has the bits that the processor keeps, and the one that is always set: KVM gives back no others."""
+    for section, state in index.each(VcpuState):
+        rflags = state.regs.rflags
+        if rflags & ~Rflags.defined or not rflags & Rflags.ONE:
+            expected = f"within {Rflags.defined:#x}, with bit 1"
+            yield Finding(str(section), "regs.rflags", f"{rflags:#x}", expected)
 
 
 @invariant("vcpus.cr0")
@@ -224,8 +256,12 @@ def xcr0_possible(index: Index, _pages: Pages) -> Findings:
 
 @invariant("vcpus.xsave")
 def xsave_header_possible(index: Index, _pages: Pages) -> Findings:
-    """The header of the extended state names known features and is zero behind them: KVM_SET_XSAVE refuses others."""
+    """The extended state names known features, has zeros behind them, and MXCSR 16 bits: KVM_SET_XSAVE refuses others."""
     for section, state in index.each(VcpuState):
+        mxcsr = int.from_bytes(state.xsave[_MXCSR : _MXCSR + 4], "little")
+        if mxcsr > _MXCSR_BITS:
+            where, expected = f"xsave[{_MXCSR}:{_MXCSR + 4}]", f"within {_MXCSR_BITS:#x}, the bits of MXCSR"
+            yield Finding(str(section), where, f"{mxcsr:#x}", expected)
         features = int.from_bytes(state.xsave[_XSTATE_HEADER:_XSTATE_BV_END], "little")
         if features & ~Xcr0.defined and features & ~(Xcr0.defined | _listed(state.cpuid)):
             expected = f"within {Xcr0.defined:#x}, or what CPUID leaf 0xD has"
@@ -248,17 +284,34 @@ def debug_registers_possible(index: Index, _pages: Pages) -> Findings:
                 yield Finding(str(section), f"debugregs.{name}", f"{value:#x}", f"at most {most:#x}")
 
 
-@invariant("vcpus.events")
-def events_possible(index: Index, _pages: Pages) -> Findings:
-    """An exception has one of 32 vectors, not the NMI's, and only known events are told: KVM_SET_VCPU_EVENTS refuses."""
+@invariant("vcpus.exception")
+def exception_possible(index: Index, _pages: Pages) -> Findings:
+    """An exception has one of 32 vectors, not the NMI's: KVM_SET_VCPU_EVENTS refuses it. One that waits is told as injected."""
     for section, state in index.each(VcpuState):
         events = state.events
-        if events.flags & ~_EVENT_FLAGS:
-            yield Finding(str(section), "events.flags", f"{events.flags:#x}", f"within {_EVENT_FLAGS:#x}")
         waits = events.exception_injected or events.exception_pending
         if waits and (events.exception_nr >= _EXCEPTIONS or events.exception_nr == _NMI_VECTOR):
             expected = f"below {_EXCEPTIONS}, and not {_NMI_VECTOR}"
             yield Finding(str(section), "events.exception_nr", str(events.exception_nr), expected)
+        if events.exception_pending and not events.exception_injected:
+            yield Finding(str(section), "events.exception_pending", "1", "0 while exception_injected is 0")
+
+
+@invariant("vcpus.events")
+def events_possible(index: Index, _pages: Pages) -> Findings:
+    """Events are those that KVM gives: it refuses flags of other capabilities, drops or changes other values.
+
+    An INIT is held back in system management mode only; elsewhere it was taken before the save, and would reset the CPU.
+    """
+    for section, state in index.each(VcpuState):
+        events = state.events
+        if events.flags != _EVENT_FLAGS:
+            yield Finding(str(section), "events.flags", f"{events.flags:#x}", f"{_EVENT_FLAGS:#x}")
+        for (name, most), value in zip(_EVENTS_MAX, _event_values(events), strict=True):
+            if value > most:
+                yield Finding(str(section), f"events.{name}", str(value), f"at most {most}")
+        if events.smi_latched_init and not events.smi_smm:
+            yield Finding(str(section), "events.smi_latched_init", str(events.smi_latched_init), "0 while smi_smm is 0")
 
 
 def _shared(leaf: CpuidEntry) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Clocks that KVM cannot have saved."""
 
-from tests.restore.broken import MACHINE, VCPU1, at, broken
+from tests.restore.broken import MACHINE, VCPU0, VCPU1, at, broken
 from tests.restore.device_machine import States
 
 
@@ -52,3 +52,8 @@ def a_cpu_of_another_rate(states: States) -> None:
 @broken("none", "clock.tsc-rate: vcpu-x86-64/0.tsc_khz", "clock.tsc-rate: vcpu-x86-64/1.tsc_khz")
 def a_rate_that_no_cpu_has(states: States) -> None:
     states[MACHINE].tsc_khz = 3_000_000
+
+
+@broken("none", "clock.tsc-rate: vcpu-x86-64/0.tsc_khz", "clock.tsc-rate: vcpu-x86-64/1.tsc_khz")
+def a_rate_that_looks_like_an_error(states: States) -> None:
+    states[VCPU0].tsc_khz = states[VCPU1].tsc_khz = states[MACHINE].tsc_khz = 1 << 31

@@ -92,7 +92,7 @@ def linear_addresses_of_49_bits(states: States) -> None:
 
 @broken("none", "vcpus.mp-state: vcpu-x86-64/1.mp_state")
 def unknown_mp_state(states: States) -> None:
-    states[VCPU1].mp_state = 5
+    states[VCPU1].mp_state = 4
 
 
 @broken("none", "vcpus.cr0: vcpu-x86-64/0.sregs.cr0")
@@ -221,13 +221,17 @@ def debug_flags(states: States) -> None:
     states[VCPU0].debugregs.flags = 1
 
 
-@broken("none", "vcpus.events: vcpu-x86-64/0.events.exception_nr")
+@broken("none", "vcpus.exception: vcpu-x86-64/0.events.exception_nr")
 def exception_that_there_is_not(states: States) -> None:
     states[VCPU0].events.exception_injected = 1
     states[VCPU0].events.exception_nr = 32
 
 
-@broken("none", "vcpus.events: vcpu-x86-64/0.events.exception_nr")
+@broken(
+    "none",
+    "vcpus.exception: vcpu-x86-64/0.events.exception_nr",
+    "vcpus.exception: vcpu-x86-64/0.events.exception_pending",
+)
 def nmi_as_an_exception(states: States) -> None:
     states[VCPU0].events.exception_pending = 1
     states[VCPU0].events.exception_nr = 2
@@ -236,3 +240,64 @@ def nmi_as_an_exception(states: States) -> None:
 @broken("none", "vcpus.events: vcpu-x86-64/0.events.flags")
 def event_of_a_capability_that_is_off(states: States) -> None:
     states[VCPU0].events.flags |= 0x20
+
+
+@broken("none", "vcpus.mp-state: vcpu-x86-64/1.mp_state")
+def mp_state_of_another_architecture(states: States) -> None:
+    states[VCPU1].mp_state = 5
+
+
+@broken("none", "vcpus.rflags: vcpu-x86-64/0.regs.rflags")
+def rflags_without_its_one(states: States) -> None:
+    states[VCPU0].regs.rflags = 0
+
+
+@broken("none", "vcpus.rflags: vcpu-x86-64/0.regs.rflags")
+def rflags_with_a_reserved_bit(states: States) -> None:
+    states[VCPU0].regs.rflags = 0x8002
+
+
+@broken("none", "vcpus.xsave: vcpu-x86-64/0.xsave[24:28]")
+def mxcsr_of_17_bits(states: States) -> None:
+    states[VCPU0].xsave = states[VCPU0].xsave[:26] + b"\1" + states[VCPU0].xsave[27:]
+
+
+@broken("none", "vcpus.exception: vcpu-x86-64/0.events.exception_pending")
+def exception_that_waits_for_nothing(states: States) -> None:
+    states[VCPU0].events.exception_pending = 1
+    states[VCPU0].events.exception_nr = 14
+
+
+@broken("none", "vcpus.events: vcpu-x86-64/0.events.flags")
+def a_flag_of_events_missing(states: States) -> None:
+    states[VCPU0].events.flags = 0xC
+
+
+@broken("none", "vcpus.events: vcpu-x86-64/0.events.nmi_masked")
+def a_yes_of_two(states: States) -> None:
+    states[VCPU0].events.nmi_masked = 2
+
+
+@broken("none", "vcpus.events: vcpu-x86-64/0.events.nmi_pending")
+def three_nmis(states: States) -> None:
+    states[VCPU0].events.nmi_pending = 3
+
+
+@broken("none", "vcpus.events: vcpu-x86-64/0.events.sipi_vector")
+def a_sipi_to_a_cpu_that_runs(states: States) -> None:
+    states[VCPU0].events.sipi_vector = 9
+
+
+@broken("none", "vcpus.events: vcpu-x86-64/0.events.smi_latched_init")
+def an_init_held_back(states: States) -> None:
+    states[VCPU0].events.smi_latched_init = 1
+
+
+@broken("none", "vcpus.events: vcpu-x86-64/0.events.triple_fault_pending")
+def an_unsaid_triple_fault(states: States) -> None:
+    states[VCPU0].events.triple_fault_pending = 1
+
+
+@broken("none", "vcpus.events: vcpu-x86-64/0.events.interrupt_soft")
+def a_soft_interrupt(states: States) -> None:
+    states[VCPU0].events.interrupt_soft = 1
