@@ -34,10 +34,12 @@ def verify(file: str | None, as_json: bool, explaining: bool, key_file: str | No
         return 0
     if file is None:
         raise click.UsageError("FILE is missing: what to check")
+    from snapkit.restore.check import remarks
     from snapkit.restore.restore import prepare
 
     key = read_key(key_file)
     findings: list[Finding] = []
+    strange: list[Finding] = []
     try:
         opened = prepare(file, key=key)
     except ImageError as error:
@@ -53,14 +55,23 @@ def verify(file: str | None, as_json: bool, explaining: bool, key_file: str | No
         ) as bar:
             findings = prepared.image.verify(_progress(bar.update))
         count = len(prepared.sections)
+        if not findings:
+            strange = remarks(prepared.sections, prepared.image.memory)
     if findings:
         damaged = ImageError(f"{file} is damaged", findings=findings)
         if as_json:
             return _tell_unsound(damaged)
         raise damaged
     if as_json:
-        click.echo(json.dumps({"sound": True, "findings": [], "sections": count, "memory": length}))
+        told = [_as_data(remark) for remark in strange]
+        click.echo(json.dumps({"sound": True, "findings": [], "remarks": told, "sections": count, "memory": length}))
     else:
+        for remark in strange:
+            where = f"{remark.component}.{remark.path}"
+            click.echo(
+                f"snapkit: strange, if not the guest's doing: {where} is {remark.value}, not {remark.expected}",
+                err=True,
+            )
         click.echo(f"{file} is sound: {count} sections, {length} bytes of memory")
     return 0
 

@@ -7,7 +7,7 @@ finds it, its table ``RULES`` names it. `explained` gives both, for ``snapkit ve
 
 What is a finding: a state that no monitor could have saved, or that KVM or a rebuild would refuse. What a guest may bring
 about by what it writes, to a register or to its own memory, never is one, whatever nonsense: its snapshot must restore.
-So no invariant reads guest memory; what there is to be said of it is in `remarks`, for people, and refuses nothing.
+So no invariant reads guest memory, all of which is the guest's: `remarks` does, for people, and refuses nothing.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,11 +18,12 @@ from typing import NamedTuple
 from snapkit.errors import Finding
 from snapkit.restore.check import claims, clock, identity, interrupts, memory, pci, queues, vcpus
 from snapkit.restore.check.identity import check_labels
+from snapkit.restore.check.remarks import REMARKS, remarks
 from snapkit.restore.check.sections import Findings, Index, Invariant, Sections, invariant
 from snapkit.restore.pages import Pages
 from snapkit.state.schema import KINDS, State, current
 
-__all__ = ["INVARIANTS", "Rule", "check", "check_labels", "explained"]
+__all__ = ["INVARIANTS", "REMARKS", "Rule", "check", "check_labels", "explained", "remarks"]
 
 
 @invariant()
@@ -113,14 +114,19 @@ class Rule(NamedTuple):
     about: str
     reason: str
 
+    @classmethod
+    def of(cls, one: Invariant) -> "Rule":
+        return cls(one.rule, one.__module__.rpartition(".")[2], " ".join((one.__doc__ or "").split()))
+
 
 def explained() -> list[Rule]:
-    """Return every rule that `check` knows, those of one section after those across sections."""
-    rules = [Rule(one.rule, one.__module__.rpartition(".")[2], _told(one.__doc__)) for one in INVARIANTS if one.rule]
+    """Return every rule that `check` knows: across sections, of one section, and what is only remarked upon."""
+    rules = [Rule.of(one) for one in INVARIANTS if one.rule]
     about: dict[tuple[str, str], list[str]] = {}
     for kind, name, reason in _rules_of_kinds():
         about.setdefault((name, reason), []).append(kind)
-    return rules + [Rule(name, ", ".join(kinds), reason) for (name, reason), kinds in about.items()]
+    rules += [Rule(name, ", ".join(kinds), reason) for (name, reason), kinds in about.items()]
+    return rules + [Rule.of(one) for one in REMARKS]
 
 
 def _rules_of_kinds() -> Iterator[tuple[str, str, str]]:
@@ -128,7 +134,3 @@ def _rules_of_kinds() -> Iterator[tuple[str, str, str]]:
         rules: Mapping[str, str] = getattr(modules[current(kind).type.__module__], "RULES", {})
         for name, reason in rules.items():
             yield kind, name, reason
-
-
-def _told(doc: str | None) -> str:
-    return " ".join((doc or "").split())

@@ -55,6 +55,7 @@ class Invariant(Protocol):
 
     rule: str
     __doc__: str | None
+    __module__: str
     __name__: str
 
     def __call__(self, index: Index, pages: Pages, /) -> Findings: ...
