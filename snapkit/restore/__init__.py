@@ -23,17 +23,23 @@ contradicts itself cannot be imported, and what comes of swapping an edge is sho
 path after *claim*, but the files of a snapshot, so that who runs the plan may put a step of its own there
 (`Prepared.add`) and shut the process off from the rest of the host.
 
-Checks are small functions, one module a concern (`check`): the machine itself, devices as a whole, interrupts. They
-hold everything that rebuilding relies on, so that a file which passes cannot fail there for its own sake; and nothing
-that a guest may bring about, so that whatever it does to its devices, its snapshot is good. The file itself is `image`
-(read), `writer` (write), `pages` (its memory), over `preamble`, `manifest` and `chunks`, one module per part of the
-layout; `atomic` and `orphans` see to what a killed writer leaves.
+Checks are small functions, one module a concern (`check`): identity (which sections there are, whose they are), memory,
+claims, pci, interrupts with their chips, queues, vcpus, clock; and what each section must hold in itself, by the module
+of its kind. ``snapkit verify --explain`` lists them all with their reasons. They hold everything that rebuilding relies
+on, and what KVM was found to refuse or to change, so that a file which passes cannot fail there for its own sake; and
+nothing that a guest may bring about, so that whatever it does to its devices or writes into its rings, its snapshot is
+good: a device that is served nonsense asks for a reset. `verify` remarks upon rings in memory that do not fit their
+devices, and refuses nothing for it.
+
+The file itself is `image` (read), `writer` (write), `pages` (its memory), over `preamble`, `manifest` and `chunks`, one
+module per part of the layout; `atomic` and `orphans` see to what a killed writer leaves.
 
 What a file may cost before it is refused is bounded by what it holds: a manifest of 1 MiB, sections of 16 MiB together
 once decompressed, and a chunk table for at most 1 TiB of RAM, 24 MiB. `verify` and a restore that copies memory read
 all of memory, as long as the file says that it is.
 
-Not done: the findings of `compatible` beyond architecture, vCPU count and TSC rate: images, TAPs and sockets are looked
-at in *claim*, not by a dry run. Features that a device offers are not compared with what this release knows of. Diff
-snapshots, `convert` and `edit`.
+Not done: values of MSRs, which KVM judges one by one when they are loaded (it names the one that it refuses), and
+whether the two PICs agree on their cascade. The findings of `compatible` beyond architecture, vCPU count and TSC rate:
+images, TAPs and sockets are looked at in *claim*, not by a dry run. Features that a device offers are not compared with
+what this release knows of. Diff snapshots, `convert` and `edit`.
 """

@@ -81,6 +81,7 @@ INVARIANTS: tuple[Invariant, ...] = (
     vcpus.cr0_possible,
     vcpus.cr4_defined,
     vcpus.long_mode_whole,
+    vcpus.segments_possible,
     vcpus.efer_once,
     vcpus.apic_base_possible,
     vcpus.lapic_id_possible,

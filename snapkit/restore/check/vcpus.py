@@ -40,6 +40,8 @@ _EVENTS_MAX = (
 )
 _event_values = attrgetter(*(name for name, _ in _EVENTS_MAX))
 _EXCEPTIONS, _NMI_VECTOR = 32, 2
+_SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
+_segments_of = attrgetter(*_SEGMENTS)
 _APIC_BASE = ApicBase.BSP | ApicBase.EXTD | ApicBase.EN | ApicBase.BASE
 _CR0_UPPER = 0xFFFF_FFFF << 32
 _CR4 = Cr4.defined | 1 << 32  # FRED
@@ -182,6 +184,17 @@ def long_mode_whole(index: Index, _pages: Pages) -> Findings:
             yield Finding(str(section), "sregs.efer", f"{sregs.efer:#x}", "without LMA: LME or paging is off")
         elif sregs.cs.l:
             yield Finding(str(section), "sregs.cs.l", str(sregs.cs.l), "0 outside of long mode")
+
+
+@invariant("vcpus.segments")
+def segments_possible(index: Index, _pages: Pages) -> Findings:
+    """A segment's attributes fit the bits of a descriptor, from which they are taken: 4 for its type, 2 for its ring."""
+    for section, state in index.each(VcpuState):
+        for name, one in zip(_SEGMENTS, _segments_of(state.sregs), strict=True):
+            flags = one.present | one.db | one.s | one.l | one.g | one.avl | one.unusable
+            if one.type > 15 or one.dpl > 3 or flags > 1:
+                found = f"of type {one.type}, ring {one.dpl}, flags up to {flags}"
+                yield Finding(str(section), f"sregs.{name}", found, "of type 0 to 15, ring 0 to 3, flags of 0 or 1")
 
 
 @invariant("vcpus.efer")

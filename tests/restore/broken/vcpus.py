@@ -227,13 +227,9 @@ def exception_that_there_is_not(states: States) -> None:
     states[VCPU0].events.exception_nr = 32
 
 
-@broken(
-    "none",
-    "vcpus.exception: vcpu-x86-64/0.events.exception_nr",
-    "vcpus.exception: vcpu-x86-64/0.events.exception_pending",
-)
+@broken("none", "vcpus.exception: vcpu-x86-64/0.events.exception_nr")
 def nmi_as_an_exception(states: States) -> None:
-    states[VCPU0].events.exception_pending = 1
+    states[VCPU0].events.exception_injected = 1
     states[VCPU0].events.exception_nr = 2
 
 
@@ -301,3 +297,18 @@ def an_unsaid_triple_fault(states: States) -> None:
 @broken("none", "vcpus.events: vcpu-x86-64/0.events.interrupt_soft")
 def a_soft_interrupt(states: States) -> None:
     states[VCPU0].events.interrupt_soft = 1
+
+
+@broken("none", "vcpus.segments: vcpu-x86-64/0.sregs.cs")
+def a_segment_of_5_bits_of_type(states: States) -> None:
+    states[VCPU0].sregs.cs.type = 27
+
+
+@broken("none", "vcpus.segments: vcpu-x86-64/1.sregs.ldt")
+def a_segment_twice_present(states: States) -> None:
+    states[VCPU1].sregs.ldt.present = 2
+
+
+@broken("none", "vcpus.segments: vcpu-x86-64/0.sregs.ss")
+def a_segment_of_ring_4(states: States) -> None:
+    states[VCPU0].sregs.ss.dpl = 4
