@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import click
 
-from snapkit.cli.explain import explain
 from snapkit.cli.keys import key_option, read_key
+from snapkit.cli.rules import show_rules
 from snapkit.errors import Finding, ImageError
 
 
@@ -30,7 +30,7 @@ def verify(file: str | None, as_json: bool, explaining: bool, key_file: str | No
     if explaining:
         if file is not None:
             raise click.UsageError("--explain shows the rules for all files: it takes no FILE")
-        explain(as_json=as_json)
+        show_rules(as_json=as_json)
         return 0
     if file is None:
         raise click.UsageError("FILE is missing: what to check")

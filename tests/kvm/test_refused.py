@@ -21,6 +21,7 @@ REFUSED = {
         "not_write_through_with_caches",
         "cr0_above_32_bits",
         "undefined_bit_of_cr4",
+        "five_level_paging_that_cpuid_lacks",
         "long_mode_enabled_but_not_active",
         "long_mode_without_pae",
         "long_mode_active_without_paging",

@@ -133,6 +133,11 @@ def protected_mode_without_paging(states: States) -> None:
     states[VCPU0].msrs[2].data = 0
 
 
+def five_level_paging_that_cpuid_tells(states: States) -> None:
+    states[VCPU0].cpuid[2].ecx |= 1 << 16
+    states[VCPU0].sregs.cr4 |= 1 << 12
+
+
 def only_x87_enabled(states: States) -> None:
     states[VCPU0].xcrs[0].value = 1
 
@@ -168,6 +173,7 @@ ALLOWED = [
     x2apic_mode,
     redirection_entries_of_all_ones,
     protected_mode_without_paging,
+    five_level_paging_that_cpuid_tells,
     only_x87_enabled,
     nonsense_in_debug_registers,
 ]

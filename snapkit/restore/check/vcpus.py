@@ -36,7 +36,8 @@ _EVENTS_MAX = (
     ("smi_smm_inside_nmi", 1),
     ("smi_latched_init", 1),
     ("triple_fault_pending", 0),
-    ("exception_has_payload", 1),
+    ("exception_has_payload", 0),
+    ("exception_payload", 0),
 )
 _event_values = attrgetter(*(name for name, _ in _EVENTS_MAX))
 _EXCEPTIONS, _NMI_VECTOR = 32, 2
@@ -44,7 +45,22 @@ _SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 _segments_of = attrgetter(*_SEGMENTS)
 _APIC_BASE = ApicBase.BSP | ApicBase.EXTD | ApicBase.EN | ApicBase.BASE
 _CR0_UPPER = 0xFFFF_FFFF << 32
-_CR4 = Cr4.defined | 1 << 32  # FRED
+_FRED = 1 << 32
+_CR4 = Cr4.defined | _FRED
+_CR4_FEATURES: dict[int, tuple[tuple[int, int, str, int], ...]] = {
+    Cr4.LA57: ((7, 0, "ecx", 16),),
+    Cr4.VMXE: ((1, 0, "ecx", 5),),
+    Cr4.SMXE: ((1, 0, "ecx", 6),),
+    Cr4.PCIDE: ((1, 0, "ecx", 17),),
+    Cr4.KL: ((7, 0, "ecx", 23),),
+    Cr4.CET: ((7, 0, "ecx", 7), (7, 0, "edx", 20)),
+    Cr4.PKS: ((7, 0, "ecx", 31),),
+    Cr4.UINTR: ((7, 0, "edx", 5),),
+    Cr4.LAM_SUP: ((7, 1, "eax", 26),),
+    _FRED: ((7, 1, "eax", 17),),
+}
+"""Bits that any KVM refuses without one of these bits of CPUID: leaf, index, register, bit. One takes the others so."""
+_CR4_TOLD = sum(_CR4_FEATURES)
 _EFER_MSR = 0xC000_0080
 _XCR0_AVX512 = Xcr0.OPMASK | Xcr0.ZMM_HI256 | Xcr0.HI16_ZMM
 _MXCSR, _MXCSR_BITS = 24, 0xFFFF
@@ -164,11 +180,24 @@ def cr0_possible(index: Index, _pages: Pages) -> Findings:
 
 
 @invariant("vcpus.cr4")
-def cr4_defined(index: Index, _pages: Pages) -> Findings:
-    """CR4 has bits that are defined: the processor faults for others, KVM_SET_SREGS refuses them."""
+def cr4_possible(index: Index, _pages: Pages) -> Findings:
+    """CR4 has bits that are defined, and whose feature CPUID tells: the processor faults, KVM_SET_SREGS refuses others."""
     for section, state in index.each(VcpuState):
-        if state.sregs.cr4 & ~_CR4:
-            yield Finding(str(section), "sregs.cr4", f"{state.sregs.cr4:#x}", f"within {_CR4:#x}")
+        cr4 = state.sregs.cr4
+        if cr4 & ~_CR4:
+            yield Finding(str(section), "sregs.cr4", f"{cr4:#x}", f"within {_CR4:#x}")
+        if cr4 & _CR4_TOLD:
+            for bit, features in _CR4_FEATURES.items():
+                if cr4 & bit and not any(_told(state.cpuid, *feature) for feature in features):
+                    yield Finding(str(section), "sregs.cr4", f"{cr4:#x}", f"without {bit:#x}: CPUID lacks its feature")
+
+
+@invariant("vcpus.efer-bits")
+def efer_defined(index: Index, _pages: Pages) -> Findings:
+    """EFER has bits that are defined: a write of others faults, and KVM refuses them as an MSR."""
+    for section, state in index.each(VcpuState):
+        if state.sregs.efer & ~Efer.defined:
+            yield Finding(str(section), "sregs.efer", f"{state.sregs.efer:#x}", f"within {Efer.defined:#x}")
 
 
 @invariant("vcpus.long-mode")
@@ -337,6 +366,13 @@ def _shared(leaf: CpuidEntry) -> tuple[int, ...]:
 def _registers(leaf: CpuidEntry) -> str:
     values = " ".join(f"{value:#x}" for value in (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx))
     return f"leaf {leaf.function:#x}.{leaf.index} with {values}"
+
+
+def _told(cpuid: list[CpuidEntry], function: int, subleaf: int, register: str, bit: int) -> bool:
+    """Return whether *cpuid* has a bit of a feature."""
+    return any(
+        leaf.function == function and leaf.index == subleaf and getattr(leaf, register) >> bit & 1 for leaf in cpuid
+    )
 
 
 def _listed(cpuid: list[CpuidEntry]) -> int:

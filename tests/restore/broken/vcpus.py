@@ -312,3 +312,19 @@ def a_segment_twice_present(states: States) -> None:
 @broken("none", "vcpus.segments: vcpu-x86-64/0.sregs.ss")
 def a_segment_of_ring_4(states: States) -> None:
     states[VCPU0].sregs.ss.dpl = 4
+
+
+@broken("none", "vcpus.cr4: vcpu-x86-64/0.sregs.cr4")
+def five_level_paging_that_cpuid_lacks(states: States) -> None:
+    states[VCPU0].sregs.cr4 |= 1 << 12
+
+
+@broken("none", "vcpus.efer-bits: vcpu-x86-64/0.sregs.efer")
+def undefined_bit_of_efer(states: States) -> None:
+    states[VCPU0].sregs.efer |= 1 << 63
+    states[VCPU0].msrs[2].data = states[VCPU0].sregs.efer
+
+
+@broken("none", "vcpus.events: vcpu-x86-64/0.events.exception_has_payload")
+def an_exception_with_a_payload(states: States) -> None:
+    states[VCPU0].events.exception_has_payload = 1

@@ -9,7 +9,7 @@ _WIDTH = 100
 _INDENT = "    "
 
 
-def explain(*, as_json: bool) -> None:
+def show_rules(*, as_json: bool) -> None:
     """Write all rules to stdout, by what they are about; as JSON a list of objects."""
     from snapkit.restore.check import explained
 
