@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 
 from snapkit.errors import Finding
-from snapkit.restore.check.identity import HOST_BRIDGE
 from snapkit.restore.check.sections import Findings, Index, invariant
 from snapkit.restore.pages import Pages
-from snapkit.state.pci_function import PciFunctionState
+from snapkit.state.pci_function import HOST_BRIDGE, PciFunctionState
 from snapkit.state.pci_msix import PciMsixState
 from snapkit.state.resource_allocator import ResourceAllocatorState, shown
 from snapkit.state.spec import virtio as spec
@@ -90,7 +89,7 @@ def _claims(index: Index) -> Iterator[Claim]:
     """Give every claim that the devices' own States tell of."""
     for section, function in index.each(PciFunctionState):
         owner = str(section)
-        if function.slot or section.instance != HOST_BRIDGE:
+        if function.slot or section != HOST_BRIDGE:
             yield "pci-slot", function.slot, 1, owner
         for bar in function.bars:
             yield _window(bar.address, bar.length), bar.address, bar.length, owner

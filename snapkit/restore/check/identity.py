@@ -7,13 +7,12 @@ from snapkit.restore.pages import Pages
 from snapkit.restore.preamble import Preamble
 from snapkit.state.machine import EM_X86_64, MachineState
 from snapkit.state.memory_layout import MemoryLayoutState
-from snapkit.state.pci_function import PciFunctionState
+from snapkit.state.pci_function import HOST_BRIDGE, PciFunctionState
 from snapkit.state.pci_segment import PciSegmentState
 from snapkit.state.schema import SectionId
 from snapkit.state.spec import virtio as spec
 from snapkit.state.vmgenid import GENERATION_LEN, VmgenidState
 
-HOST_BRIDGE = "host-bridge"
 _SHOWN = 16
 _SINGLE_X86 = (
     "machine",
@@ -59,9 +58,10 @@ def devices_complete(index: Index, _pages: Pages) -> Findings:
     for kind, instance in index.sections:
         if kind in _OF_A_DEVICE:
             found.setdefault(instance, set()).add(kind)
-    bridge_kinds = found.pop(HOST_BRIDGE, set())
-    if bridge_kinds - {"pci-function"}:
-        yield Finding(HOST_BRIDGE, "", f"the id of {sorted(bridge_kinds)}", "the id of the host bridge alone")
+    bridge_kinds = found.pop(HOST_BRIDGE.instance, set())
+    if bridge_kinds - {HOST_BRIDGE.kind}:
+        told = f"the id of {sorted(bridge_kinds)}"
+        yield Finding(HOST_BRIDGE.instance, "", told, "the id of the host bridge alone")
     for instance, kinds in found.items():
         devices, rest = kinds & _DEVICE_KINDS, kinds - _DEVICE_KINDS
         if len(devices) != 1:
@@ -89,9 +89,9 @@ def segment_complete(index: Index, _pages: Pages) -> Findings:
     functions = bool(index.each(PciFunctionState))
     if segments != (["0"] if functions else []):
         yield Finding("pci-segment", "", f"there as {few(segments)}", "there once as 0, where there are functions")
-    bridge = index.get("pci-function", HOST_BRIDGE, PciFunctionState)
+    bridge = index.get(*HOST_BRIDGE, PciFunctionState)
     if functions and (bridge is None or bridge.slot):
-        yield Finding(f"pci-function/{HOST_BRIDGE}", "slot", "missing or elsewhere", "0")
+        yield Finding(str(HOST_BRIDGE), "slot", "missing or elsewhere", "0")
 
 
 @invariant("vmgenid.single")

@@ -21,7 +21,6 @@ CLAIMS, TABLE = SectionId("resource-allocator", "0"), SectionId("interrupt-table
 GENERATION, SEGMENT = SectionId("vmgenid", "0"), SectionId("pci-segment", "0")
 MACHINE, LAYOUT = SectionId("machine", "0"), SectionId("memory-layout", "0")
 VCPU0, VCPU1 = SectionId("vcpu-x86-64", "0"), SectionId("vcpu-x86-64", "1")
-BRIDGE = SectionId("pci-function", "host-bridge")
 
 
 class Case(NamedTuple):

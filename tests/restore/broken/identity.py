@@ -2,10 +2,10 @@
 
 import copy
 
+from snapkit.state.pci_function import HOST_BRIDGE
 from snapkit.state.pci_segment import PciSegmentState
 from snapkit.state.schema import SectionId
 from tests.restore.broken import (
-    BRIDGE,
     GENERATION,
     MACHINE,
     SEGMENT,
@@ -86,12 +86,12 @@ def a_second_segment(states: States) -> None:
 
 @broken("pci", "pci.segment: pci-function/host-bridge.slot")
 def no_host_bridge(states: States) -> None:
-    del states[BRIDGE]
+    del states[HOST_BRIDGE]
 
 
 @broken("pci", "claims.agree: resource-allocator/0.claims", "pci.segment: pci-function/host-bridge.slot")
 def host_bridge_elsewhere(states: States) -> None:
-    states[BRIDGE].slot = 9
+    states[HOST_BRIDGE].slot = 9
 
 
 @broken(
@@ -138,4 +138,4 @@ def other_architecture(states: States) -> None:
 @broken("mmio", "devices.transport: pci-segment/0")
 def a_segment_beside_memory_mapped_devices(states: States) -> None:
     states[SEGMENT] = PciSegmentState()
-    states[BRIDGE] = fresh_machine("pci")[BRIDGE]
+    states[HOST_BRIDGE] = fresh_machine("pci")[HOST_BRIDGE]
