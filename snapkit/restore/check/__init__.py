@@ -8,6 +8,14 @@ finds it, its table ``RULES`` names it. `explained` gives both, for ``snapkit ve
 What is a finding: a state that no monitor could have saved, or that KVM or a rebuild would refuse. What a guest may bring
 about by what it writes, to a register or to its own memory, never is one, whatever nonsense: its snapshot must restore.
 So no invariant reads guest memory, all of which is the guest's: `remarks` does, for people, and refuses nothing.
+
+Every restore runs all of them, and nearly every machine passes, so an invariant is written for the machine that does:
+
+- it goes through what it looks at once, and looks at nothing else: `Index` has the sections by class;
+- values are compared as they stand, registers of one structure read by one `struct`, not one by one;
+- texts and paths are made where a finding is, not before: they cost more than most comparisons;
+- where a whole can be compared at once (two sorted lists, two sets), what exactly differs is looked for afterwards.
+  There are never two spellings of one rule, a quick one and a thorough one.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
