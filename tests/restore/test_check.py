@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from snapkit.errors import ImageError, IncompatibleHost
+from snapkit.restore.check import explained
 from snapkit.restore.restore import prepare
 from snapkit.state.memory_layout import RegionState
 from snapkit.state.schema import SectionId
@@ -159,6 +160,7 @@ def test_labels_for_people_must_say_what_the_machine_is(real, tmp_path):
     told = {f"{finding.component}.{finding.path}" for finding in caught.value.findings}
     labels = {"manifest.machine.vcpus", "manifest.machine.memory", "manifest.machine.cpu"}
     assert told == labels | {"preamble.machine_id", "preamble.architecture"}
+    assert {finding.rule for finding in caught.value.findings} == {"labels"} <= {rule.name for rule in explained()}
 
 
 def test_the_machine_of_another_architecture_is_the_hosts_problem_and_comes_first(real, tmp_path):

@@ -131,7 +131,8 @@ class Rule(NamedTuple):
 
 def explained() -> list[Rule]:
     """Return every rule that `check` knows: across sections, of one section, and what is only remarked upon."""
-    rules = [Rule.of(one) for one in INVARIANTS if one.rule]
+    rules = [Rule(identity.LABELS, "identity", identity.LABELS_REASON)]
+    rules += [Rule.of(one) for one in INVARIANTS if one.rule]
     about: dict[tuple[str, str], list[str]] = {}
     for kind, name, reason in _rules_of_kinds():
         about.setdefault((name, reason), []).append(kind)

@@ -1,7 +1,5 @@
 """What is taken: the pools of the address map, and that the allocator and the devices agree on who has what."""
 
-from collections.abc import Iterator
-
 from snapkit.errors import Finding
 from snapkit.restore.check.sections import Findings, Index, invariant
 from snapkit.restore.pages import Pages
@@ -49,7 +47,7 @@ def claims_agree(index: Index, _pages: Pages) -> Findings:
     allocator = index.get("resource-allocator", "0", ResourceAllocatorState)
     if allocator is None:
         return
-    derived = set(_claims(index))
+    derived = set(index.once(_claims))
     saved = {(claim.pool, claim.start, claim.length, claim.owner): n for n, claim in enumerate(allocator.claims)}
     if derived == saved.keys():
         return
@@ -65,7 +63,7 @@ def claims_agree(index: Index, _pages: Pages) -> Findings:
 @invariant("claims.once")
 def claims_once(index: Index, _pages: Pages) -> Findings:
     """No number, slot or address belongs to two: an interrupt would wake the wrong driver, a slot hold two functions."""
-    derived = list(_claims(index))
+    derived = index.once(_claims)
     starts = {claim[:2] for claim in derived}
     if len(starts) == len(derived):
         return
@@ -85,24 +83,24 @@ def slots_in_place(index: Index, _pages: Pages) -> Findings:
             yield Finding(str(section), "address", f"{mmio.address:#x}", expected)
 
 
-def _claims(index: Index) -> Iterator[Claim]:
-    """Give every claim that the devices' own States tell of."""
+def _claims(index: Index) -> list[Claim]:
+    """Return every claim that the devices' own States tell of."""
+    claims: list[Claim] = []
     for section, function in index.each(PciFunctionState):
         owner = str(section)
         if function.slot or section != HOST_BRIDGE:
-            yield "pci-slot", function.slot, 1, owner
-        for bar in function.bars:
-            yield _window(bar.address, bar.length), bar.address, bar.length, owner
+            claims.append(("pci-slot", function.slot, 1, owner))
+        claims += [(_window(bar.address, bar.length), bar.address, bar.length, owner) for bar in function.bars]
     for section, msix in index.each(PciMsixState):
         owner = str(section)
-        for gsi in msix.gsis:
-            yield "gsi-msi", gsi, 1, owner
+        claims += [("gsi-msi", gsi, 1, owner) for gsi in msix.gsis]
     for section, mmio in index.each(VirtioMmioState):
         owner = str(section)
-        yield "mmio32", mmio.address, spec.MMIO_LEN, owner
-        yield "gsi-legacy", mmio.gsi, 1, owner
+        claims.append(("mmio32", mmio.address, spec.MMIO_LEN, owner))
+        claims.append(("gsi-legacy", mmio.gsi, 1, owner))
     for section, generation in index.each(VmgenidState):
-        yield "gsi-legacy", generation.gsi, 1, str(section)
+        claims.append(("gsi-legacy", generation.gsi, 1, str(section)))
+    return claims
 
 
 def _window(start: int, length: int) -> str:

@@ -111,6 +111,10 @@ def generation_in_memory(index: Index, _pages: Pages) -> Findings:
             yield Finding(str(section), "gpa", f"{state.gpa:#x}", "inside RAM")
 
 
+LABELS = "labels"
+LABELS_REASON = "Preamble and manifest say of a machine what it is: people and tools read it there and decide by it."
+
+
 def check_labels(sections: Sections, preamble: Preamble, manifest: Manifest) -> list[Finding]:
     """Return where preamble and manifest, which people and tools read, say something else than the machine itself."""
     machine, layout = sections.get(SectionId("machine", "0")), sections.get(SectionId("memory-layout", "0"))
@@ -127,7 +131,7 @@ def check_labels(sections: Sections, preamble: Preamble, manifest: Manifest) -> 
     }
     labels += [("manifest", f"machine.{name}", manifest.machine.get(name, fact), fact) for name, fact in facts.items()]
     return [
-        Finding(where, path, str(found), f"{wanted}, as the sections say", "labels")
+        Finding(where, path, str(found), f"{wanted}, as the sections say", LABELS)
         for where, path, found, wanted in labels
         if found != wanted
     ]

@@ -1,7 +1,7 @@
 """What invariants are given, and what they give."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from snapkit.errors import Finding
 from snapkit.restore.pages import Pages
@@ -12,6 +12,7 @@ from snapkit.state.virtio import VirtioState
 Sections = Mapping[SectionId, State]
 Findings = Iterator[Finding]
 S = TypeVar("S", bound=State)
+T = TypeVar("T")
 
 
 class Index:
@@ -21,10 +22,14 @@ class Index:
     them was half of what a check cost.
     """
 
-    __slots__ = ("_by_class", "devices", "ram", "sections")
+    __slots__ = ("_by_class", "_by_name", "_derived", "devices", "ram", "sections")
 
     def __init__(self, sections: Sections) -> None:
         self.sections = sections
+        self._by_name = cast(
+            "Mapping[tuple[str, str], State]", sections
+        )  # a SectionId takes longer to make than to find
+        self._derived: dict[Any, Any] = {}
         by_class: dict[type[State], list[tuple[SectionId, Any]]] = {}
         for item in sections.items():
             by_class.setdefault(type(item[1]), []).append(item)
@@ -43,8 +48,15 @@ class Index:
 
     def get(self, kind: str, instance: str, cls: type[S]) -> S | None:
         """Return one section's State, None where it is not there."""
-        state = self.sections.get(SectionId(kind, instance))
+        state = self._by_name.get((kind, instance))
         return state if isinstance(state, cls) else None
+
+    def once(self, derive: Callable[["Index"], T]) -> T:
+        """Return what *derive* makes of this machine, and make it once."""
+        if derive not in self._derived:
+            self._derived[derive] = derive(self)
+        made: T = self._derived[derive]
+        return made
 
 
 class Invariant(Protocol):
