@@ -19,7 +19,8 @@ from snapkit.errors import Finding, ImageError
 def verify(file: str | None, as_json: bool, explaining: bool, key_file: str | None) -> int:
     """Check FILE whole: digests of everything, memory included, and all invariants across components.
 
-    Exit code 0 when it is sound, 3 with every finding when it is not. Needs no KVM.
+    Exit code 0 when it is sound, 3 with every finding when it is not. Rings in guest memory that do not fit their
+    devices are told of; a guest may have written them so, and the file is sound. Needs no KVM.
 
     \b
     Examples:

@@ -6,6 +6,7 @@ from pkgutil import iter_modules
 import pytest
 
 from snapkit.restore.check import INVARIANTS, explained
+from tests.contract.generate import instances
 from tests.restore import broken
 from tests.restore.broken import CASES, Case, findings, good, said
 from tests.restore.device_machine import States
@@ -79,3 +80,12 @@ def removes_nothing(case: Case) -> bool:
     sections = set(states)
     case.change(states)
     return sections <= set(states)
+
+
+@pytest.mark.parametrize("on", ["none", "pci", "mmio"])
+def test_no_value_of_any_section_makes_a_check_raise(on):
+    whole = good(on)
+    for section, state in whole.items():
+        for other in instances(type(state), count=12):
+            found = findings({**whole, section: other})
+            assert all(isinstance(text, str) for one in found for text in one)
