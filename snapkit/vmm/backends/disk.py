@@ -4,8 +4,8 @@ A disk is a stack of files: one raw image, and over it any number of overlays, o
 disk may be written at all. Files that may be written are locked exclusively (flock(2)), all others shared, so that a file
 never changes under another machine. The lock lives as long as the fd; file systems without locks are used without.
 
-A restore (`reopen_disk`) wants every layer to be the file that the save left: same length, mtime and inode. It is told
-otherwise by `DiskOverrides`. A file is locked first and looked at then, once, so that what was found stays true.
+A restore (`reopen_disk`) wants every layer to be the file that the save left: same length, mtime and inode. A block
+device is taken only when the operator names it: nothing tells one from another. It is told otherwise by `DiskOverrides`. A file is locked first and looked at then, once, so that what was found stays true.
 
 Surprises: a directory opens read-only like a file; opening a FIFO waits for its other end unless told not to; the format
 of a file is never guessed from its contents, which for a raw image are the guest's to choose.
@@ -348,7 +348,7 @@ def _as_it_is(layer: _Layer) -> LayerState:
 
 
 def _identity(path: str, kind: str, fd: int, status: os.stat_result) -> LayerState:
-    """Describe an open file of *status*. The times of a block device tell nothing of its contents."""
+    """Describe an open file of *status*. A block device's times tell nothing of its contents, its inode nothing of it."""
     regular = host.is_regular(status.st_mode)
     return LayerState(
         path=path,
@@ -362,6 +362,11 @@ def _identity(path: str, kind: str, fd: int, status: os.stat_result) -> LayerSta
 def _changes(where: str, number: int, layer: _Layer, saved: DiskHostState) -> Iterator[Finding]:
     """Give what tells that a file is not, or not any more, the one that was saved."""
     before, now = saved.layers[number], layer.found
+    if not now.inode:
+        # What it takes to name one is known of every host: a stranger's file could have any disk of this one written.
+        named = f"{layer.path}, a block device"
+        wanted_by = "named by the operator: nothing recorded tells one from another"
+        yield Finding(where, f"host.layers[{number}].path", named, wanted_by, "disk.device")
     for name in ("length", "mtime_ns", "inode"):
         got, wanted = getattr(now, name), getattr(before, name)
         if got != wanted:

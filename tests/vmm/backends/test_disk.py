@@ -252,6 +252,20 @@ def test_image_that_was_written_since_is_refused_and_may_be_accepted(image):
     reopen(state, DiskOverrides(accept_changed=True)).close()
 
 
+def test_block_device_is_opened_again_only_when_the_operator_says_so(image, monkeypatch):
+    # as one looks from here: its length is known, its times and inode say nothing
+    monkeypatch.setattr(host, "is_regular", lambda _mode: False)
+    monkeypatch.setattr(host, "file_type", lambda _mode: "a block device")
+    state = saved(image)
+    with pytest.raises(IncompatibleHost) as refused:
+        reopen(state)
+    assert [(finding.path, finding.rule) for finding in refused.value.findings] == [
+        ("host.layers[0].path", "disk.device")
+    ]
+    for overrides in (DiskOverrides(path=str(image)), DiskOverrides(accept_changed=True)):
+        reopen(state, overrides).close()
+
+
 def test_copy_under_the_same_name_is_refused_by_its_inode(image):
     state = saved(image)
     with open(image, "rb") as old, open("copy", "wb") as new:
