@@ -1,0 +1,30 @@
+"""What KVM takes and gives back otherwise: values that no processor or chip has, so that no save could have held them.
+
+Each entry is a place and why it may come back as another value. What is altered anywhere else is a fault.
+"""
+
+import re
+from collections.abc import Sequence
+
+_VCPU = r"vcpu-x86-64/\d+\."
+
+PLACES: Sequence[tuple[str, str]] = (
+    (_VCPU + r"xcrs", "XCRS: XCR0 is there even where the list lacks it"),
+    (_VCPU + r"xsave", "XSAVE: reserved bits of MXCSR, components that are in their initial state"),
+    (_VCPU + r"events\.", "VCPU_EVENTS: flags are bits, fields without their flag are not looked at"),
+    (_VCPU + r"lapic", "LAPIC: reserved bits, registers that are computed, edges that the IOAPIC held"),
+    (r"irqchip-x86/0\.pic_master\.irr", "PIC: the slave drives line 2 of the master"),
+    (r"irqchip-x86/0\.ioapic\.(irr|redirtbl)", "IOAPIC: edges that it holds are sent when it is loaded; 24 pins"),
+)
+CAUSES: Sequence[tuple[str, str]] = (("smi_latched_init", "VCPU_EVENTS: a latched INIT resets the processor"),)
+
+
+def reason_for(finding: str, told: Sequence[str]) -> str:
+    """Return why the place that *finding* is about may differ, after what was done to the machine; empty: it may not."""
+    for pattern, reason in PLACES:
+        if re.match(pattern, finding):
+            return reason
+    for word, reason in CAUSES:
+        if any(word in text for text in told):
+            return reason
+    return ""
