@@ -10,25 +10,27 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
 from snapkit.errors import SnapkitError
 from snapkit.restore.check import check
-from snapkit.state.codec import checked
+from snapkit.state.codec import decode, encode
 from snapkit.state.schema import SectionId, State, current
-from snapkit.state.shape import Bytes, Fields, Items, Maybe, Shape, shape_of
+from snapkit.state.shape import shape_of
 from snapkit.state.virtio import VirtioState
 from snapkit.units import MIB
 from snapkit.vmm.memory import GuestMemory
 from snapkit.vmm.parts.board import CONSTRUCT_ORDER
 from snapkit.vmm.parts.fresh import Transport
-from tests.contract.generate import random_value
+from tests.mutants.plain import leaves, places
+from tests.mutants.values import Pool, change
 from tests.restore.device_machine import OneRegion, States, busy_machine, fresh_machine
 from tests.vmm.virtio.paper import guarded_memory
 from tests.vmm.virtio.whole import Whole, findings
 
 MUTANTS, SOAK_MUTANTS = 400, 20_000
-HOST_PATHS = ("host", "uds", "tap")
+HOST_PATHS = {"host", "uds", "tap"}
 
 
 @pytest.fixture(scope="module")
@@ -37,36 +39,19 @@ def memory() -> Iterator[GuestMemory]:
         yield made
 
 
-def mutate(value: Any, shape: Shape, rng: Random) -> Any:
-    """Return *value* changed in one place, by little or by much."""
-    if rng.random() < 0.05:
-        return random_value(shape, rng)
-    match shape:
-        case Fields(fields=fields):
-            field = rng.choice([one for one in fields if one.name not in HOST_PATHS] or list(fields))
-            setattr(value, field.name, mutate(getattr(value, field.name), field.shape, rng))
-            return value
-        case Items(item=item, min_len=low, max_len=high) if value:
-            place = rng.randrange(len(value))
-            choice = rng.random()
-            if choice < 0.1 and len(value) > low:
-                del value[place]
-            elif choice < 0.2 and len(value) < high:
-                value.insert(place, copy.deepcopy(value[place]))
-            else:
-                value[place] = mutate(value[place], item, rng)
-            return value
-        case Maybe(inner=inner):
-            return random_value(shape, rng) if value is None else mutate(value, inner, rng)
-        case Bytes() if value:
-            changed = bytearray(value)
-            for _ in range(rng.choice([1, 1, 2, 4])):
-                changed[rng.randrange(len(changed))] ^= rng.choice([1, 2, 4, 0x10, 0x80, 0xFF])
-            return bytes(changed)
-        case _ if isinstance(value, int) and not isinstance(value, bool) and rng.random() < 0.5:
-            return max(0, value ^ 1 << rng.randrange(33))
-        case _:
-            return random_value(shape, rng)
+def mutate(name: SectionId, state: State, rng: Random) -> State:
+    """Return *state* changed in one place. Raises ImageError where decoding refuses it."""
+    schema = current(name.kind)
+    holder = {"": msgspec.msgpack.decode(encode(state))}
+    found = [
+        place
+        for place in places(holder, "", shape_of(schema.type))
+        if not set(place.path.replace("[", ".").split(".")) & HOST_PATHS
+    ]
+    family = rng.choice(sorted({place.family for place in found}))
+    place = rng.choice([place for place in found if place.family == family])
+    change(place, Pool([holder[key] for holder, key in leaves(holder[""])]), [], rng)
+    return decode(schema, msgspec.msgpack.encode(holder[""]), where=name)
 
 
 def mutant(transport: Transport, rng: Random) -> States | None:
@@ -76,7 +61,7 @@ def mutant(transport: Transport, rng: Random) -> States | None:
     try:
         for _ in range(rng.choice([1, 1, 2, 3])):
             name: SectionId = rng.choice(parts)
-            states[name] = checked(mutate(states[name], shape_of(current(name.kind).type), rng))
+            states[name] = mutate(name, states[name], rng)
     except SnapkitError:
         return None  # decoding refuses it
     return states
