@@ -6,13 +6,14 @@ that was in flight (a store over a page end gives a second exit first; a repeate
 block), so a pause loses nothing.
 """
 
+import errno
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
 from snapkit import host_process
-from snapkit.errors import InternalError, SnapkitError
+from snapkit.errors import HostError, InternalError, SnapkitError
 from snapkit.vmm.bus import Bus
 from snapkit.vmm.kvm import abi
 from snapkit.vmm.kvm.vcpu import VcpuFd
@@ -226,8 +227,13 @@ class VcpuThread:
             self._sink.system_event(self.index, first)
         elif reason == abi.KVM_EXIT_FAIL_ENTRY:
             (detail,) = abi.RUN_U64.unpack_from(page, abi.RUN_UNION_AT)
-            raise InternalError(f"vcpu {self.index} could not enter the guest: hardware reason {detail:#x}")
+            raise _given_up(self.index, f"it cannot enter the guest, hardware reason {detail:#x}")
         elif reason == abi.KVM_EXIT_INTERNAL_ERROR:
-            raise InternalError(f"vcpu {self.index}: KVM internal error, suberror {first}, ndata {second}")
+            raise _given_up(self.index, f"internal error, suberror {first}, ndata {second}")
         elif reason not in (abi.KVM_EXIT_UNKNOWN, abi.KVM_EXIT_INTR, abi.KVM_EXIT_HLT):
             raise InternalError(f"vcpu {self.index}: exit reason {reason} is not one that snapkit knows")
+
+
+def _given_up(vcpu: int, why: str) -> HostError:
+    """KVM cannot go on with a guest, which a guest can bring about: by an instruction that KVM does not emulate."""
+    return HostError("KVM_RUN", errno.EIO, f"vcpu {vcpu}: {why}")

@@ -364,7 +364,8 @@ def _try_forged(real: Path, batch: Batch, folder: Path, seeds: range) -> set[int
         # refused as a file, or by this KVM with the field named; or taken, and the guest ends as guests end
         # (KVM names no field when it refuses a structure: the call and the section are told)
         refused_whole = done.code == 5 and re.search(r"KVM_SET_\w+\(.*EINVAL.*\n  in step load: load \w", done.err)
-        assert done.code in {0, 3, 4, 7, 8, 124} or refused_whole or "KVM internal error" in done.err, (seed, done)
+        given_up = done.code == 5 and "KVM_RUN(" in done.err
+        assert done.code in {0, 3, 4, 7, 8, 124} or refused_whole or given_up, (seed, done)
         assert "Traceback" not in done.err, (seed, done)
         if done.code in {3, 4}:
             assert re.search(
@@ -435,7 +436,7 @@ def test_a_plain_restore_of_damaged_memory_is_the_guests_own_business(real, batc
         path = folder / f"{number}.snap"
         path.write_bytes(content)
         done: Done = batch.alone("restore", str(path), "--timeout", "0.5", "--serial", "null")
-        # KVM's own inability to emulate what the guest now executes is told as such
-        assert done.code in {0, 5, 7, 8, 124} or "KVM internal error" in done.err, done
+        # 5 also where KVM cannot emulate what the guest now executes
+        assert done.code in {0, 5, 7, 8, 124}, done
         assert "Traceback" not in done.err
         assert done.err.startswith("snapkit: "), done

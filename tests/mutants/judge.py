@@ -187,7 +187,7 @@ class Judge:
             verdict.ending = "went on"
         elif stop.reason is not Reason.FAILED:
             verdict.ending = str(stop.reason)
-        elif stop.error is not None and stop.error.__cause__ is None and isinstance(stop.error, InternalError):
+        elif isinstance(stop.error, HostError) and stop.error.call == "KVM_RUN":
             verdict.ending = "KVM gave up"
         else:
             verdict.ending = f"failed: {stop.error}"
