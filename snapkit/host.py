@@ -151,6 +151,11 @@ def exists(path: str) -> bool:
     return os.path.lexists(path)
 
 
+def may_use(path: str) -> bool:
+    """Whether *path* is there, to be read and written by this process."""
+    return os.access(path, os.R_OK | os.W_OK)
+
+
 def is_regular(mode: int) -> bool:
     return stat.S_ISREG(mode)
 

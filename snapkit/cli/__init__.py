@@ -19,7 +19,7 @@ from snapkit.version import __version__
 COMMANDS = {
     "boot": "boot a kernel",
     "demo": "boot a tiny guest, snapshot it mid-work, restore it three times at once",
-    "doctor": "say what this host can do",
+    "doctor": "say what this host can do, or whether it can run a snapshot",
     "inspect": "show what is in a snapshot",
     "pause": "hold a running machine still",
     "restore": "run a snapshot",

@@ -34,8 +34,8 @@ def demo(as_json: bool, keep: str | None) -> int:
     from snapkit.vmm.facts import collect
 
     facts = collect()
-    if not facts["kvm"]["usable"]:
-        raise IncompatibleHost(f"the demo needs KVM: {facts['kvm']['why']}; `make demo` runs it in the lab's machine")
+    if not facts.kvm.usable:
+        raise IncompatibleHost(f"the demo needs KVM: {facts.kvm.why}; `make demo` runs it in the lab's machine")
     with ExitStack() as stack:
         folder = keep or stack.enter_context(tempfile.TemporaryDirectory(prefix="snapkit-demo-"))
         report = _Demo(guests.path("demo.elf"), os.path.join(folder, "demo.snap"), quiet=as_json).run(kept=bool(keep))

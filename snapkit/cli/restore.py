@@ -8,7 +8,7 @@ import click
 from snapkit.cli.devices import asked_overrides, override_options
 from snapkit.cli.keys import key_option, read_key, read_small_file
 from snapkit.cli.session import Session, session_options
-from snapkit.errors import ConfigError, IncompatibleHost
+from snapkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="The guest's clocks go on where they were saved, or further by the wall time since.",
 )
+@click.option("--force", multiple=True, metavar="NAME", help="Run it although the host lacks what NAME is about.")
 @click.option("--timeline", is_flag=True, help="Show what each step took, and page faults a second later.")
 @click.option("--verify-memory", is_flag=True, help="Copy memory and check it, instead of mapping the file.")
 @override_options
@@ -41,6 +42,7 @@ def restore(
     dry_run: bool,
     host: str | None,
     clock: "ClockPolicy",
+    force: tuple[str, ...],
     timeline: bool,
     verify_memory: bool,
     key_file: str | None,
@@ -51,21 +53,30 @@ def restore(
     The file is mapped copy-on-write and never written: one file serves any number of machines at once. It must not
     be changed in place meanwhile (replacing it by another file is fine).
 
+    A file that this host lacks something for is refused with every reason (exit code 4). --force overrides some by
+    name: cpu-vendor and cpuid (the guest may use what is not there), msrs (those that KVM does not keep are dropped),
+    physical-bits, clock, tsc (the counter runs at this host's rate).
+
     \b
     Examples:
       snapkit restore vm.snap
       snapkit restore vm.snap --dry-run --host facts.json
+      snapkit restore vm.snap --force tsc --force cpuid
       snapkit restore vm.snap --timeline --exit-when "tick 500" --timeout 10
       snapkit restore vm.snap --disk id=root,overlay=/var/tmp --net id=eth0,tap=tap7
       snapkit restore vm.snap --control vm.sock --sandbox --snapshot-dir /srv/snapshots
     """
+    from snapkit.restore.compatible import require_forcible
     from snapkit.restore.pipeline import Step
     from snapkit.restore.restore import prepare
+    from snapkit.state.host_facts import read_facts
     from snapkit.vmm.arch.x86_64.platform import ARCHITECTURE
+    from snapkit.vmm.facts import live
     from snapkit.vmm.machine import Machine
 
     if host is not None and not dry_run:
         raise ConfigError("--host judges by another host's facts, so it goes with --dry-run")
+    require_forcible(force)
     key, overrides = read_key(key_file), asked_overrides(asked)
     session = Session(**asked, key=key)
     with (
@@ -76,7 +87,10 @@ def restore(
             click.echo(f"snapkit: not restored: {dropped}", err=True)
         overrides.require_known(prepared.sections)
         if host is not None:
-            _judge(prepared, host)
+            facts = read_facts(read_small_file(host, "facts"), where=host)
+            prepared.judge(lambda **_: facts, force=force, where=f"the host of {host}")
+        elif not dry_run:
+            prepared.judge(live, force=force)
         if dry_run:
             _show_steps(prepared, as_json=asked["as_json"])
             return 0
@@ -114,15 +128,6 @@ def _reporting(session: Session | None) -> "AbstractContextManager[TimelineRepor
     from snapkit.cli.timeline import TimelineReport
 
     return TimelineReport(session)
-
-
-def _judge(prepared: "Prepared", path: str) -> None:
-    """Raise IncompatibleHost with every reason why the host whose facts are in the file *path* cannot run this."""
-    from snapkit.restore.compatible import compatible, read_facts
-
-    findings = compatible(prepared.sections, read_facts(read_small_file(path, "facts"), where=path))
-    if findings:
-        raise IncompatibleHost(f"the host of {path} cannot run {prepared.image.path}", findings=findings)
 
 
 def _show_steps(prepared: "Prepared", *, as_json: bool) -> None:

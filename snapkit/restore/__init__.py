@@ -7,7 +7,7 @@
 | open, verify | preamble, manifest, digests, chunk table | the file, read-only |
 | decode, upgrade | sections to States, States to the current release | nothing |
 | check | every invariant across components, all findings at once (`check`) | nothing |
-| plan | the ordered steps (`plan`) | nothing |
+| plan | the ordered steps (`plan`), and what this host lacks (`compatible`) | nothing but to ask KVM what it can do |
 | claim | images, TAPs, sockets opened, locked, compared with what was saved; the hypervisor opened | host, reversible |
 | rebuild | VM, memory map, chips, vCPUs, tables; all devices constructed, inert, with their claims | KVM objects |
 | wire | doorbells; all interrupt routes by one call, then what fires them; claims compared | KVM objects |
@@ -38,8 +38,13 @@ What a file may cost before it is refused is bounded by what it holds: a manifes
 once decompressed, and a chunk table for at most 1 TiB of RAM, 24 MiB. `verify` and a restore that copies memory read
 all of memory, as long as the file says that it is.
 
+A host is asked once in a process what its KVM can do (`Target.facts`), and a file is judged by that before anything is
+opened for it. To skip the question for files that were written here would not be sound: a file says which kernel wrote
+it, not which processor or module parameters, and KVM_SET_CPUID2 takes features that are not there. So what is saved is
+the repetition: the answer, and the verdict on a file that is restored again.
+
 Not done: values of MSRs, which KVM judges one by one when they are loaded (it names the one that it refuses), and
-whether the two PICs agree on their cascade. The findings of `compatible` beyond architecture, vCPU count and TSC rate:
-images, TAPs and sockets are looked at in *claim*, not by a dry run. Features that a device offers are not compared with
-what this release knows of. Diff snapshots, `convert` and `edit`.
+whether the two PICs agree on their cascade; `compatible` does not compare those that say what a processor is
+(IA32_ARCH_CAPABILITIES). Images, TAPs and sockets are looked at in *claim*, not by a dry run. Features that a device
+offers are not compared with what this release knows of. Diff snapshots, `convert` and `edit`.
 """

@@ -1,12 +1,13 @@
 """The pipeline from a file to a running machine."""
 
-from collections.abc import Mapping
-from typing import Self
+from collections.abc import Collection, Mapping
+from typing import Protocol, Self
 
 import msgspec
 
 from snapkit.errors import Finding, ImageError, IncompatibleHost, StateViolation
 from snapkit.restore.check import check, check_labels
+from snapkit.restore.compatible import advice, compatible, overridden
 from snapkit.restore.image import Image
 from snapkit.restore.pipeline import Step, Timeline, run_steps
 from snapkit.restore.plan import Steps, plan
@@ -15,7 +16,19 @@ from snapkit.restore.source import naming
 from snapkit.restore.target import Target
 from snapkit.state.codec import HandingOver
 from snapkit.state.converters import upgrade_sections
+from snapkit.state.host_facts import HostFacts
 from snapkit.state.schema import SectionId, State
+
+_FITTING_MAX = 1024
+_fitting: set[tuple[HostFacts, bytes, str]] = set()
+"""Files that a host was found to fit, by the digest over their sections' digests: `compatible` is pure, so one that is
+restored again and again is judged once (60 us for two CPUs), and looked up from then on."""
+
+
+class Asked(Protocol):
+    """Who knows a host's facts."""
+
+    def __call__(self, *, rate: bool) -> HostFacts: ...
 
 
 class Prepared(msgspec.Struct):
@@ -28,14 +41,40 @@ class Prepared(msgspec.Struct):
     timeline: Timeline
     used: bool = False
     """It was run: its sections are a machine's own now."""
+    judged: bool = False
+    """A host was found to be able to run it."""
+
+    def judge(self, ask: Asked, *, force: Collection[str] = (), where: str = "this host") -> None:
+        """Hold the machine against a host's facts, before anything is done to that host.
+
+        *ask* gives the facts; the rate of the counter, which costs a VM, is asked for once something is found, so that
+        all is told at once, or forced. *force* names the findings that are overridden: the machine is changed where KVM
+        would refuse it. *where* names the host in the error.
+
+        Raises IncompatibleHost with every finding that is left, ConfigError for a name that cannot be forced.
+        """
+        findings: list[Finding] = []
+        with self.timeline.span("plan", "what this host lacks"):
+            preamble = self.image.preamble
+            verdict = (ask(rate=False), preamble.manifest_digest, preamble.release)
+            if force or (verdict not in _fitting and compatible(self.sections, verdict[0])):
+                findings = overridden(self.sections, ask(rate=True), force)
+            elif not self.judged and len(_fitting) < _FITTING_MAX:  # no sections that a forced verdict has changed
+                _fitting.add(verdict)
+        if findings:
+            raise IncompatibleHost(f"{where} cannot run {self.image.path}; {advice(findings)}", findings=findings)
+        self.judged = True
 
     def run(self, target: Target) -> None:
         """Do the steps to *target*, once: it takes the sections over, and changes them.
 
-        A failure undoes all of the steps; the file stays the caller's to close.
+        It is judged by the target's host first, unless it was judged before. A failure undoes all of the steps; the
+        file stays the caller's to close.
         """
         if self.used:
             raise StateViolation("restore", actual="restored before", required="fresh", way_out="prepare it again")
+        if not self.judged:
+            self.judge(target.facts)
         self.used = True
         with HandingOver(self.sections.values()):
             run_steps(self.steps, target, self.timeline)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from snapkit.restore.pages import Pages
+from snapkit.state.host_facts import HostFacts
 from snapkit.state.machine import MachineState
 from snapkit.state.memory_layout import MemoryLayoutState
 from snapkit.state.schema import SectionId, State
@@ -14,6 +15,8 @@ from snapkit.state.schema import SectionId, State
 
 class Target(Protocol):
     """A machine under construction."""
+
+    def facts(self, *, rate: bool) -> HostFacts: ...
 
     def open_hypervisor(self) -> None: ...
 

@@ -16,11 +16,11 @@ from snapkit.state.codec import adopted, checked
 from snapkit.state.machine import MachineState
 from snapkit.state.memory_layout import MemoryLayoutState
 from snapkit.state.schema import SectionId, State
-from snapkit.state.vcpu_x86_64 import VcpuState
 from snapkit.vmm.arch.x86_64 import layout, platform
 from snapkit.vmm.arch.x86_64.clock import ClockPolicy
-from snapkit.vmm.arch.x86_64.vcpu import VcpuArgs, X86Vcpu
+from snapkit.vmm.arch.x86_64.vcpu import X86Vcpu
 from snapkit.vmm.backends.console import Console
+from snapkit.vmm.facts import live
 from snapkit.vmm.kvm import abi
 from snapkit.vmm.kvm.system import Kvm
 from snapkit.vmm.loop import Loop
@@ -28,7 +28,6 @@ from snapkit.vmm.memory import FilePages, GuestMemory
 from snapkit.vmm.parts.board import CONSTRUCT_ORDER, Board
 from snapkit.vmm.run_state import Reason, RunState, Stop
 from snapkit.vmm.save_order import read_in_order
-from snapkit.vmm.vcpu import VcpuThread
 from snapkit.vmm.vm import Vm
 
 if TYPE_CHECKING:
@@ -144,6 +143,8 @@ class Machine:
 
     # Steps of a restore
 
+    facts = staticmethod(live)
+
     def create_vm(self, state: MachineState) -> None:
         """Create the VM that *state* describes, without memory."""
         if state.architecture != platform.ARCHITECTURE:
@@ -218,25 +219,11 @@ class Machine:
         """Create the part *section*, inert; None for a chip or vCPU as KVM resets it."""
         vm = self._need_vm()
         if section.kind == X86Vcpu.kind:
-            self._vcpus[section] = self._make_vcpu(vm, section, state)
+            self._vcpus[section] = platform.make_vcpu(state, section, vm, self._need_state(), self)
         elif section.kind in platform.CHIPS:
             self._chips[section] = platform.make_chip(state, section.kind, vm)
         elif state is not None:
             self.board.construct(section, state)
-
-    def _make_vcpu(self, vm: Vm, section: SectionId, state: State | None) -> platform.Vcpu:
-        machine = self._need_state()
-        number = int(section.instance)
-        fd = vm.fd.create_vcpu(number)
-        try:
-            baseline = machine.cpu_profile == "baseline"
-            args = VcpuArgs(fd=fd, vm=vm, baseline=baseline)
-            inside = X86Vcpu.restore(state, args) if isinstance(state, VcpuState) else X86Vcpu(number, args)
-            thread = VcpuThread(number, fd, lock=vm.lock, ports=vm.ports, mmio=vm.mmio, sink=self)
-        except BaseException:
-            fd.close()
-            raise
-        return platform.Vcpu(thread, inside)
 
     def discard(self, section: SectionId) -> None:
         """Take the part *section* back; a chip goes with its VM."""

@@ -14,7 +14,9 @@ from snapkit.cli.devices import FLAGS, OPTIONS, asked_devices, asked_overrides
 from snapkit.errors import ConfigError
 from snapkit.state.releases import current_release
 from snapkit.state.schema import SectionId
+from snapkit.state.spec.x86 import Cr4
 from snapkit.state.virtio_block import DiskHostState, LayerState
+from snapkit.vmm.arch.x86_64 import cpuid
 from snapkit.vmm.parts import block, limits, net, vsock
 from snapkit.vmm.parts.fresh import Asked, fresh_sections, require_distinct
 from snapkit.vmm.virtio.rate_limiter import BucketConfig
@@ -353,8 +355,12 @@ def test_a_boot_with_options_that_make_no_sense_exits_with_2(words):
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    """A snapshot of a machine with all devices, whose image is not there."""
+    """A snapshot of a machine with all devices that any processor can run, whose image is not there."""
     states = fresh_machine("mmio")
+    cpu = states[SectionId("vcpu-x86-64", "0")]
+    cpu.cpuid, cpu.xcrs = cpuid.with_topology(cpuid.baseline(), 0, 1), []
+    cpu.sregs.cr4 &= ~Cr4.OSXSAVE
+    states[SectionId("machine", "0")].cpu_profile = "baseline"
     for name in [name for name in states if name.instance == "eth0"]:
         del states[name]  # a TAP is another test's
     fresh = fresh_sections([pair for pair in device_states() if pair[0].kind != "virtio-net"], "mmio", bytes(16))
@@ -363,7 +369,7 @@ def saved(tmp_path: Path) -> Path:
     layer = LayerState(path=path, format="raw", length=1 << 20, mtime_ns=1, inode=2)
     states[SectionId("virtio-block", "root")].host = DiskHostState(layers=[layer], readonly=False)
     states[SectionId("virtio-vsock", "v0")].host.uds = str(tmp_path / "v.sock")
-    facts = {"cpu": "host", "vcpus": 1}
+    facts = {"cpu": "baseline", "vcpus": 1}
     save(tmp_path / "m.snap", ram(RAM_LEN), sections=states, facts=facts, release=current_release().release)
     return tmp_path / "m.snap"
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from snapkit import host, host_memory
 from snapkit.errors import HostError, IncompatibleHost
+from snapkit.state.host_facts import same_rate
 from snapkit.state.spec.x86 import msr_name
 from snapkit.state.vcpu_x86_64 import CpuidEntry, Debugregs, Msr, Regs, Sregs, VcpuEvents, Xcr
 from snapkit.vmm.kvm import abi, abi_x86
@@ -77,8 +78,13 @@ class VcpuFd:
         ioctl = abi_x86.KVM_GET_XSAVE2 if length > abi_x86.XSAVE_LEN else abi_x86.KVM_GET_XSAVE
         return abi.get(self.fd, ioctl, length)
 
-    def set_xsave(self, xsave: bytes) -> None:
-        abi.put(self.fd, abi_x86.KVM_SET_XSAVE, xsave)
+    def set_xsave(self, xsave: bytes, length: int) -> None:
+        """Write the XSAVE area; *length* as for `get_xsave`: as much as KVM may read, however short *xsave* is.
+
+        The kernel does not ask what is there. A file of another host may be shorter than this one's area, and what it
+        lacks are components that it does not have in XSTATE_BV either.
+        """
+        abi.put(self.fd, abi_x86.KVM_SET_XSAVE, xsave.ljust(length, b"\0"))
 
     def get_xcrs(self) -> list[Xcr]:
         return abi_x86.read_xcrs(abi.get(self.fd, abi_x86.KVM_GET_XCRS, abi_x86.XCRS_LEN))
@@ -110,17 +116,21 @@ class VcpuFd:
     def get_tsc_khz(self) -> int:
         return abi.call(self.fd, abi_x86.KVM_GET_TSC_KHZ)
 
-    def set_tsc_khz(self, tsc_khz: int) -> None:
-        """Set the counter's rate; IncompatibleHost when it is not the host's and KVM cannot scale to it."""
+    def set_tsc_khz(self, tsc_khz: int, *, scales: bool) -> None:
+        """Set the counter's rate; IncompatibleHost when it is not the host's and KVM cannot scale to it (*scales*).
+
+        A KVM that cannot scale is not asked: it takes a higher rate all the same, and moves the counter at each exit.
+        """
         rate = self.get_tsc_khz()  # before: KVM-PVM remembers even the rate that it refuses
+        refused = f"tsc: the machine's counter runs at {tsc_khz} kHz, this host's at {rate} and it cannot scale"
+        if not scales and not same_rate(tsc_khz, rate):
+            raise IncompatibleHost(f"{refused}; overridden by --force tsc")
         try:
             abi.call(self.fd, abi_x86.KVM_SET_TSC_KHZ, tsc_khz)
         except HostError as error:
             if error.errno != errno.EINVAL:
                 raise
-            raise IncompatibleHost(
-                f"tsc: the machine's counter runs at {tsc_khz} kHz, this host's at {rate} and it cannot scale"
-            ) from error
+            raise IncompatibleHost(refused) from error
 
     def get_tsc(self) -> int:
         (counter,) = self.get_msrs([IA32_TSC])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from snapkit.errors import ConfigError
 from snapkit.state.irqchip_x86 import IrqchipState
 from snapkit.state.kvm_clock import KvmClockState
-from snapkit.state.machine import EM_X86_64
+from snapkit.state.machine import EM_X86_64, MachineState
 from snapkit.state.pit import PitState
 from snapkit.state.schema import SectionId, State
 from snapkit.state.vcpu_x86_64 import CpuidEntry, VcpuState
@@ -16,9 +16,10 @@ from snapkit.vmm.arch.x86_64 import layout
 from snapkit.vmm.arch.x86_64.clock import ClockPolicy, KvmClock, save_together, start_together
 from snapkit.vmm.arch.x86_64.irqchip import Irqchip, Pit
 from snapkit.vmm.arch.x86_64.power import SleepRegisters
-from snapkit.vmm.arch.x86_64.vcpu import X86Vcpu
+from snapkit.vmm.arch.x86_64.vcpu import VcpuArgs, X86Vcpu
+from snapkit.vmm.kvm import abi
 from snapkit.vmm.memory import GuestMemory
-from snapkit.vmm.vcpu import VcpuThread
+from snapkit.vmm.vcpu import ExitSink, VcpuThread
 from snapkit.vmm.vm import Vm
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from snapkit.vmm.parts.fresh import Fresh
 
 ARCHITECTURE = EM_X86_64
-KVM_CAP_TSC_DEADLINE_TIMER = 72
 VCPUS_MAX = 8
 
 CHIPS: Mapping[str, type[Irqchip] | type[Pit] | type[KvmClock]] = {
@@ -72,6 +72,20 @@ class Vcpu(NamedTuple):
     state: X86Vcpu
 
 
+def make_vcpu(state: State | None, section: SectionId, vm: Vm, machine: MachineState, sink: ExitSink) -> Vcpu:
+    """Create the vCPU *section* of *machine*, to be loaded with *state* later, or as KVM resets it."""
+    number = int(section.instance)
+    fd = vm.fd.create_vcpu(number)
+    try:
+        args = VcpuArgs(fd=fd, vm=vm, baseline=machine.cpu_profile == "baseline")
+        inside = X86Vcpu.restore(state, args) if isinstance(state, VcpuState) else X86Vcpu(number, args)
+        thread = VcpuThread(number, fd, lock=vm.lock, ports=vm.ports, mmio=vm.mmio, sink=sink)
+    except BaseException:
+        fd.close()
+        raise
+    return Vcpu(thread, inside)
+
+
 def start_clocks(chips: Iterable[Chip], vcpus: Iterable[Vcpu], policy: ClockPolicy) -> None:
     """Set going, at the first resume, what a snapshot holds of time; before any vCPU was in KVM_RUN."""
     for chip in chips:
@@ -97,7 +111,7 @@ def profile(vm: Vm, name: str) -> list[CpuidEntry]:
         return cpuid.baseline()
     if name != "host":
         raise ConfigError(f"cpu is {name!r}, must be host or baseline")
-    return cpuid.host(vm.kvm.supported_cpuid(), tsc_deadline=bool(vm.kvm.extension(KVM_CAP_TSC_DEADLINE_TIMER)))
+    return cpuid.host(vm.kvm.supported_cpuid(), tsc_deadline=bool(vm.kvm.extension(abi.KVM_CAP_TSC_DEADLINE_TIMER)))
 
 
 def with_topology(leaves: list[CpuidEntry], number: int, vcpus: int) -> list[CpuidEntry]:

@@ -161,7 +161,8 @@ class X86Vcpu:
 
     def _write_tsc_khz(self, state: VcpuState) -> None:
         if state.tsc_khz and state.tsc_khz != self._fd.get_tsc_khz():
-            self._fd.set_tsc_khz(state.tsc_khz)
+            scales = bool(self._args.vm.kvm.extension(abi.KVM_CAP_TSC_CONTROL))
+            self._fd.set_tsc_khz(state.tsc_khz, scales=scales)
 
     def _write_xcrs(self, state: VcpuState) -> None:
         if state.xcrs:
@@ -213,7 +214,7 @@ _WRITE: Mapping[str, Callable[[X86Vcpu, VcpuState], None]] = {
     "REGS": lambda vcpu, state: vcpu._fd.set_regs(state.regs),
     "SREGS": lambda vcpu, state: vcpu._fd.set_sregs(state.sregs),
     "MP_STATE": lambda vcpu, state: vcpu._fd.set_mp_state(state.mp_state),
-    "XSAVE": lambda vcpu, state: vcpu._fd.set_xsave(state.xsave),
+    "XSAVE": lambda vcpu, state: vcpu._fd.set_xsave(state.xsave, vcpu._xsave_len()),
     "XCRS": X86Vcpu._write_xcrs,
     "DEBUGREGS": lambda vcpu, state: vcpu._fd.set_debugregs(state.debugregs),
     "LAPIC": lambda vcpu, state: vcpu._fd.set_lapic(vcpu._still(state.lapic)),
