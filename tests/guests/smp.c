@@ -85,19 +85,23 @@ void guest_main(const struct hvm_start_info *info)
         started[self] = 1;
         start_others();
         for (u32 line = 1;; line++) {
-                u32 total = 0;
+                u32 total = 0, there = 0;       /* one more may come up while a line is printed */
 
                 for (u32 loop = 0; loop < LOOPS_PER_LINE; loop++)
                         cpus[self].count++;
-                for (u32 cpu = 0; cpu < MAX_CPUS; cpu++)
-                        total += started[cpu];
+                for (u32 cpu = 0; cpu < MAX_CPUS; cpu++) {
+                        if (!started[cpu])
+                                continue;
+                        total++;
+                        there |= 1 << cpu;
+                }
                 put_text("smp ");
                 put_decimal(line);
                 put_text(" cpus ");
                 put_decimal(total);
                 put_text(" counts");
                 for (u32 cpu = 0; cpu < MAX_CPUS; cpu++) {
-                        if (!started[cpu])
+                        if (!(there >> cpu & 1))
                                 continue;
                         put_char(' ');
                         put_decimal(cpus[cpu].count);
