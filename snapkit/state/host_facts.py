@@ -40,6 +40,7 @@ class HostFacts(msgspec.Struct, kw_only=True, eq=False):
     kvm: KvmFacts
     kernel: _Word = ""
     cpus: _Count = 0
+    memory_total: Annotated[int, Meta(ge=0)] = 0
     memory_available: Annotated[int, Meta(ge=0)] = 0
     clock_source: _Word = ""
     """What the host's own kernel keeps time by, as sysfs names it."""

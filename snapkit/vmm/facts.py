@@ -83,6 +83,7 @@ def _plain() -> HostFacts:
     return HostFacts(
         architecture=host.machine_name(),
         page_size=os.sysconf("SC_PAGESIZE"),
+        memory_total=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE"),
         kvm=KvmFacts(path=KVM_PATH, usable=False, capabilities={}),
         kernel=host.kernel_release(),
         clock_source=_clock_source(),

@@ -152,6 +152,10 @@ LACKS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"kvm": KvmFacts(usable=True, vcpus_max=1, capabilities=capabilities())},
         ["machine/0.vcpu_count is 2, must be at most 1 on this host"],
     ),
+    "less memory": (
+        {"memory_total": GIB // 2},
+        ["memory-layout/0.regions is 1 GiB of RAM, must be at most 512 MiB, this host's"],
+    ),
     "another vendor": (
         {"cpuid": [vendor(0, b"AuthenticAMD"), *leaves()[1:]]},
         ["vcpu-x86-64/0.cpuid[0] is 'GenuineIntel', must be 'AuthenticAMD', this host's"],
@@ -453,7 +457,7 @@ def test_forcing_what_is_not_found_changes_nothing():
     ("name", "why"), [("avx2", "avx2 is no finding's name"), ("architecture", "architecture cannot be overridden")]
 )
 def test_a_name_that_cannot_be_forced_is_refused_with_those_that_can(name, why):
-    with pytest.raises(ConfigError, match=rf"--force {name}: {why}.*these can: cpu-vendor, cpuid, .*tsc"):
+    with pytest.raises(ConfigError, match=rf"--force {name}: {why}.*these can: memory, cpu-vendor, cpuid, .*tsc"):
         overridden(machine(), facts(), [name])
 
 

@@ -37,6 +37,7 @@ COMMON: tuple[Rule, ...] = (
     Rule("capabilities", machine.capabilities),
     Rule("page-size", machine.page_size),
     Rule("vcpus", machine.vcpus),
+    Rule("memory", machine.memory, forcible=True),
     Rule("routes", machine.routes),
     Rule("devices", machine.devices),
 )

@@ -7,7 +7,8 @@ from snapkit.restore.check.sections import Findings, Index
 from snapkit.state.host_facts import HostFacts
 from snapkit.state.interrupt_table import InterruptTableState
 from snapkit.state.machine import EM_AARCH64, EM_X86_64, MachineState
-from snapkit.units import PAGE_LEN
+from snapkit.state.memory_layout import MemoryLayoutState
+from snapkit.units import PAGE_LEN, format_len
 
 ELF_MACHINES = {"x86_64": EM_X86_64, "aarch64": EM_AARCH64}
 PIN_ROUTES = {EM_X86_64: 40}
@@ -70,6 +71,15 @@ def vcpus(index: Index, facts: HostFacts) -> Findings:
     if facts.kvm.vcpus_max and count > facts.kvm.vcpus_max:
         wanted = f"at most {facts.kvm.vcpus_max} on this host"
         yield Finding("machine/0", "vcpu_count", str(count), wanted, "host.vcpus")
+
+
+def memory(index: Index, facts: HostFacts) -> Findings:
+    """The host has that much memory: RAM is only taken when it is used, but to map a terabyte of it costs seconds."""
+    layout = index.get("memory-layout", "0", MemoryLayoutState)
+    length = sum(region.length for region in layout.regions) if layout is not None else 0
+    if facts.memory_total and length > facts.memory_total:
+        wanted = f"at most {format_len(facts.memory_total)}, this host's"
+        yield Finding("memory-layout/0", "regions", f"{format_len(length)} of RAM", wanted, "host.memory")
 
 
 def routes(index: Index, facts: HostFacts) -> Findings:
