@@ -162,7 +162,7 @@ def test_another_host_is_judged_by_its_facts(real, tmp_path):
 def test_a_name_that_cannot_be_forced_exits_with_2(real, words):
     done = restore(str(real), "--dry-run", *words)
     assert done.returncode == 2, done
-    assert "these can: cpu-vendor, cpuid, msrs, physical-bits, clock, tsc" in done.stderr
+    assert "these can: memory, cpu-vendor, cpuid, msrs, physical-bits, clock, tsc" in done.stderr
 
 
 def test_a_machine_is_judged_by_its_host_though_nobody_asks_for_it_and_nothing_is_begun(real, tmp_path):
