@@ -181,11 +181,15 @@ class Whole:
         parts = {section: part.save() for section, part in self.board.parts.items()}
         return {**self.constant, _MEMORY: self.memory.save(), **parts}
 
-    def saved(self) -> Sections:
-        """Pause, flush, save, and give the machine back; as a file would hold it."""
+    def flushed(self) -> Sections:
+        """Pause, flush and save; it stays paused."""
         self.board.pause()
         self.board.prepare_save()
-        found = self.save()
+        return self.save()
+
+    def saved(self) -> Sections:
+        """Pause, flush, save, and give the machine back; as a file would hold it."""
+        found = self.flushed()
         self.close()
         return {
             section: decode(schema_of(state), encode(state), where=str(section)) for section, state in found.items()
