@@ -1,4 +1,4 @@
-"""What must be stored for every release: its goldens and its wheel, complete and untouched.
+"""What must be stored for every release: its goldens and, in the main line, its wheel, complete and untouched.
 
 python -m tools.stored      say what is wrong; exit 1 when anything is
 """
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from snapkit.state.releases import Release, parse
+from snapkit.state.releases import Release, main_line, parse
 from tools import golden, wheels
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,13 +20,16 @@ def releases(root: Path) -> tuple[Release, ...]:
 
 def problems(root: Path) -> Iterator[str]:
     """Say, with what to do, everything that is missing, edited or too much in the checkout at *root*."""
-    released = [each.release for each in releases(root) if each.released]
+    every = releases(root)
+    released = [each.release for each in every if each.released]
+    programs = [each.release for each in main_line(every) if each.released]
     for release in released:
         yield from golden.problems(root / golden.FOLDER / release)
-        yield from wheels.problems(root / wheels.FOLDER / release, root)
-    for folder in (root / golden.FOLDER, root / wheels.FOLDER):
+        if release in programs:
+            yield from wheels.problems(root / wheels.FOLDER / release, root)
+    for folder, names in ((root / golden.FOLDER, released), (root / wheels.FOLDER, programs)):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if path.name not in released:
+            if path.name not in names:
                 yield f"{path} belongs to no release in schemas/releases.json; remove it"
 
 

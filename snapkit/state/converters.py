@@ -7,7 +7,8 @@ kinds it takes care of, and those need no kind converter for that step.
 
 One step between neighbouring releases, in either direction: the machine converter first, and so it sees the whole set as
 its release wrote it; then the kind converters, for every section that is not yet at the version wanted. A kind that the
-older release does not have is refused, unless it is optional: then it is left out. Steps compose; every state is checked
+older release does not have is refused, unless it is optional: then it is left out. Between releases of two lines the way
+is up to where the lines meet, and down from there. Steps compose; every state is checked
 after every converter, so that one step's output is as trustworthy as a decoded section.
 
 A downgrade that would lose something in use says so through `refuse` and *returns a State all the same* (with the value
@@ -22,14 +23,13 @@ Every converter carries *changes*: for each field path that its step changed, wh
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
-from itertools import pairwise
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from snapkit.errors import ConfigError, Finding, ImageError, InternalError, SnapkitError
 from snapkit.state import releases as _releases
 from snapkit.state import schema as _schema
 from snapkit.state.codec import checked
-from snapkit.state.releases import Release, find_release, release_named, releases
+from snapkit.state.releases import Release, find_release, main_line, neighbours, release_named, releases
 from snapkit.state.schema import SectionId, State, schema_of, versions_of
 
 Sections = dict[SectionId, State]
@@ -65,6 +65,8 @@ class MachineStep(NamedTuple):
     run: Callable[..., Sections]
 
 
+_MAIN_LINE, _OTHER_LINE = "machine_converters", "preview_converters"
+"""The modules that declare machine converters. That of the line that joins costs 3 ms: it is imported when it is needed."""
 _kind_steps: dict[tuple[str, int, int], KindStep] = {}
 _machine_steps: dict[tuple[str, str], MachineStep] = {}
 
@@ -128,18 +130,20 @@ def kind_steps(kind: str) -> tuple[KindStep, ...]:
 
 def machine_steps() -> tuple[MachineStep, ...]:
     """List every machine converter."""
-    _load_machine_steps()
+    _load_machine_steps(_MAIN_LINE, _OTHER_LINE)
     return tuple(_machine_steps.values())
 
 
 def machine_step(from_release: str, to_release: str) -> MachineStep | None:
     """Return the machine converter between two neighbouring releases, or None where there is none."""
-    _load_machine_steps()
+    main = {each.release for each in main_line(releases())}
+    _load_machine_steps(_MAIN_LINE if {from_release, to_release} <= main else _OTHER_LINE)
     return _machine_steps.get((from_release, to_release))
 
 
-def _load_machine_steps() -> None:
-    import_module("snapkit.state.machine_converters")
+def _load_machine_steps(*names: str) -> None:
+    for name in names:
+        import_module(f"snapkit.state.{name}")
 
 
 def upgrade_sections(sections: Sections, release_from: str) -> Sections:
@@ -167,17 +171,34 @@ def convert_sections(sections: Sections, release_from: str, release_to: str) -> 
 
 
 def _convert(sections: Sections, start: Release, end: Release) -> Sections:
-    every = releases()
-    first, last = every.index(start), every.index(end)
     _require_release(sections, start)
-    path = every[first : last + 1] if first <= last else every[last : first + 1][::-1]
     reasons: list[Finding] = []
     converted = dict(sections)
-    for older, newer in pairwise(path):
-        converted = _step(converted, older, newer, "upgrade" if first < last else "downgrade", reasons)
+    for before, after, direction in route(start, end):
+        converted = _step(converted, before, after, direction, reasons)
     if reasons:
         raise Refusal(f"release {end.release} cannot hold this machine", findings=reasons)
     return converted
+
+
+def route(start: Release, end: Release) -> list[tuple[Release, Release, Direction]]:
+    """Return the steps from *start* to *end*: up to the first release that both lead to, then down."""
+    steps = {before.release: (before, after) for before, after in neighbours()}
+
+    def upwards(name: str) -> list[tuple[Release, Release]]:
+        way = []
+        while name in steps:
+            way.append(steps[name])
+            name = steps[name][1].release
+        return way
+
+    up, down = upwards(start.release), upwards(end.release)
+    while up and down and up[-1] == down[-1]:  # what both would go
+        del up[-1], down[-1]
+    return [
+        *((before, after, "upgrade") for before, after in up),
+        *((after, before, "downgrade") for before, after in reversed(down)),
+    ]
 
 
 def _require_release(sections: Sections, release: Release) -> None:
@@ -276,7 +297,7 @@ def _shown(value: object) -> str:
 @contextmanager
 def temporary(*entries: Release, kinds: tuple[str, ...] = ()) -> Iterator[None]:
     """Let there be only *kinds* (not yet declared), the releases *entries*, and no converter, for a test."""
-    _load_machine_steps()  # now, or they would be lost with the temporary tables
+    machine_steps()  # now, or they would be lost with the temporary tables
     tables: tuple[dict[Any, Any], ...] = (_kind_steps, _machine_steps)
     kept = [dict(table) for table in tables]
     with _schema.temporary(*kinds), _releases.temporary(*entries):

@@ -6,7 +6,6 @@ the converters, and reports all that is wrong at once. It is static: no State is
 
 import re
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -15,12 +14,13 @@ from snapkit.errors import Finding, InternalError
 from snapkit.state.changes import Change, compare
 from snapkit.state.converters import kind_steps, machine_step, machine_steps
 from snapkit.state.describe import describe, render
-from snapkit.state.releases import Release, digest, releases, schema_file
+from snapkit.state.releases import Release, digest, neighbours, releases, schema_file
 from snapkit.state.schema import KINDS, Schema, versions_of
 from snapkit.state.shape import max_encoded_len, shape_of
 
 Files = Mapping[str, bytes]
 """Content of schema files by ``kind/version``."""
+STAMP_MAX = 16
 NEW_VERSION = "as released: declare the next version, with both converters"
 
 
@@ -55,7 +55,7 @@ def _releases(files: Files) -> Iterator[Finding]:
     for each in every[:-1]:
         if each.released is None:
             yield _wrong(each, "released", "null", "a date: only the newest release may be open", "open")
-    for older, newer in pairwise(every):
+    for older, newer in neighbours():
         for kind, version in older.kinds.items():
             now = newer.kinds.get(kind)
             if now is None and kind not in _converted_by_machine(older, newer):
@@ -65,6 +65,9 @@ def _releases(files: Files) -> Iterator[Finding]:
             elif now is not None and now not in {version, version + 1}:
                 yield _wrong(newer, f"kinds.{kind}", str(now), f"{version} or {version + 1}", "skipped")
     for each in every:
+        if len(each.written_as) > STAMP_MAX:
+            expected = f"a name of at most {STAMP_MAX} characters, which a preamble has room for"
+            yield _wrong(each, "stamp", repr(each.written_as), expected, "stamp")
         yield from _release(each, files)
 
 
@@ -169,7 +172,7 @@ def _covers(named: str, path: str) -> bool:
 
 def _machine_steps_of(older: Schema, newer: Schema) -> list[Mapping[str, str]]:
     """Return the changes of the two machine converters that take *older* to *newer* and back, if both are there."""
-    for before, after in pairwise(releases()):
+    for before, after in neighbours():
         if before.kinds.get(older.kind) == older.version and after.kinds.get(newer.kind) == newer.version:
             both = (machine_step(before.release, after.release), machine_step(after.release, before.release))
             covering = [step.changes for step in both if step is not None and older.kind in step.kinds]
@@ -179,11 +182,11 @@ def _machine_steps_of(older: Schema, newer: Schema) -> list[Mapping[str, str]]:
 
 def _machine_converters() -> Iterator[Finding]:
     """Check that machine converters join neighbours, and come in pairs."""
-    names = [each.release for each in releases()]
-    neighbours = set(pairwise(names)) | {(after, before) for before, after in pairwise(names)}
+    up = {(before.release, after.release) for before, after in neighbours()}
+    joined = up | {(after, before) for before, after in up}
     for step in machine_steps():
         where = f"machine converter {step.from_release} to {step.to_release}"
-        if (step.from_release, step.to_release) not in neighbours:
+        if (step.from_release, step.to_release) not in joined:
             yield Finding(where, "", "there", "between two neighbouring releases", "converter")
         elif machine_step(step.to_release, step.from_release) is None:
             yield Finding(where, "", "alone", "paired with the one the other way", "converter")

@@ -1,4 +1,4 @@
-"""The machine converters between neighbouring releases, in order of release.
+"""The machine converters between neighbouring releases of the main line, in order of release.
 
 Each maps the whole set of sections one release up or down; `snapkit.state.converters` says what they must keep to and
 when a kind converter, beside its kind, is enough. What a converter writes is fixed when its release is, so the numbers

@@ -1,7 +1,12 @@
 """Which release writes which version of which kind: ``schemas/releases.json``, read once.
 
-The list is in order of release, oldest first; neighbours in it are neighbours for the machine converters. The last entry
-is the release being worked on for as long as its ``released`` is null: its schemas may still change. Releasing sets
+The list is in order of release, oldest first; each release is converted to the one that follows it, so that the last is
+what all lead to. A *line of its own* is a run of entries whose last one names what it is converted to instead (``joins``):
+the history of programs that are not this one, read like old files. They stand before the main line, which is all entries
+behind the last that joins; only releases of the main line have a program of their own. A preamble has 16 bytes for a
+release's name: where the name is longer, ``stamp`` is what files say.
+
+The last entry is the release being worked on for as long as its ``released`` is null: its schemas may still change. Releasing sets
 ``released`` to the date and ``digests`` to the SHA-256 of every schema file that this release writes (``sha256sum`` on
 the file gives the same); from then on neither the entry nor the files change.
 
@@ -9,9 +14,10 @@ The file lies beside the package in a checkout and inside it in a wheel. It is f
 this very module, so nothing here opens a file by itself and a zipped installation works as well.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from os.path import dirname, join
 from typing import Protocol, cast
 
@@ -29,13 +35,24 @@ class Release:
     kinds: Mapping[str, int] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of its schema files, by ``kind/version``; empty until released."""
+    joins: str | None = None
+    """The release that this one, the last of a line, is converted to; None: the one that follows it in the list."""
+    stamp: str | None = None
+    """What a file of this release says in its preamble; None: the name."""
+
+    @property
+    def written_as(self) -> str:
+        """The name that its files carry, at most 16 characters."""
+        return self.stamp or self.release
 
 
-class _Entry(msgspec.Struct, forbid_unknown_fields=True):
+class _Entry(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     release: str
     released: str | None
     kinds: dict[str, int]
     digests: dict[str, str]
+    joins: str | None = None
+    stamp: str | None = None
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -61,15 +78,19 @@ def parse(content: bytes) -> tuple[Release, ...]:
         raise InternalError(f"releases.json: {error}") from error
     if file.format != 1 or not file.releases:
         raise InternalError(f"releases.json has format {file.format} and {len(file.releases)} releases")
-    return tuple(
-        Release(release=entry.release, released=entry.released, kinds=entry.kinds, digests=entry.digests)
-        for entry in file.releases
-    )
+    names = [entry.release for entry in file.releases]
+    for number, entry in enumerate(file.releases):
+        if entry.joins is not None and entry.joins not in names[number + 1 :]:
+            raise InternalError(f"releases.json: release {entry.release} joins {entry.joins}, which does not follow it")
+    return tuple(Release(**msgspec.structs.asdict(entry)) for entry in file.releases)
 
 
 def render(releases: tuple[Release, ...]) -> bytes:
     """Write *releases* the way `parse` reads them."""
-    entries = [_Entry(each.release, each.released, dict(each.kinds), dict(each.digests)) for each in releases]
+    entries = [
+        _Entry(each.release, each.released, dict(each.kinds), dict(each.digests), each.joins, each.stamp)
+        for each in releases
+    ]
     return msgspec.json.format(msgspec.json.encode(_File(1, entries)), indent=2) + b"\n"
 
 
@@ -100,8 +121,21 @@ def current_release() -> Release:
 
 
 def find_release(name: str) -> Release | None:
-    """Return the release called *name*, or None."""
-    return next((each for each in releases() if each.release == name), None)
+    """Return the release called *name*, or whose files say *name*; None when there is none."""
+    return next((each for each in releases() if name in {each.release, each.written_as}), None)
+
+
+def neighbours() -> tuple[tuple[Release, Release], ...]:
+    """Return each release with the one that it is converted to, in the order of the list."""
+    every = releases()
+    by_name = {each.release: each for each in every}
+    return tuple((each, by_name[each.joins] if each.joins else following) for each, following in pairwise(every))
+
+
+def main_line(every: Sequence[Release]) -> tuple[Release, ...]:
+    """Return those of *every* release that programs of this project wrote: all behind the last that joins another."""
+    ended = max((number for number, each in enumerate(every, 1) if each.joins), default=0)
+    return tuple(every[ended:])
 
 
 def release_named(name: str) -> Release:
@@ -131,7 +165,7 @@ def freeze(release: Release, date: str, files: Mapping[str, bytes]) -> Release:
     if missing := [name for name in names if name not in files]:
         raise ConfigError(f"release {release.release} lacks schema files: {', '.join(missing)}")
     digests = {name: digest(files[name]) for name in names}
-    return Release(release=release.release, released=date, kinds=release.kinds, digests=digests)
+    return replace(release, released=date, digests=digests)
 
 
 @contextmanager

@@ -14,7 +14,11 @@ from snapkit.errors import Finding
 from snapkit.state.schema import KINDS, U64, State, doc, schema
 
 Pool = Literal["gsi-legacy", "gsi-msi", "mmio32", "mmio64", "pci-slot"]
-Owner = Annotated[str, Meta(min_length=1, max_length=65), doc("the section that the claim belongs to: kind/instance")]
+OWNER_MAX = 65
+"""A kind and an instance of 32 characters each, and the slash."""
+Owner = Annotated[
+    str, Meta(min_length=1, max_length=OWNER_MAX), doc("the section that the claim belongs to: kind/instance")
+]
 
 CLAIMS_MAX = 1024
 

@@ -120,6 +120,12 @@ KINDS: dict[str, str] = {
     "virtio-rng": "virtio_rng",
     "virtio-balloon": "virtio_balloon",
     "vmgenid": "vmgenid",
+    "preview-block": "preview_block",
+    "preview-net": "preview_net",
+    "preview-rng": "preview_rng",
+    "preview-device-manager": "preview_device_manager",
+    "preview-msi": "preview_msi",
+    "preview-function": "preview_function",
 }
 """Every kind there ever was, with the module of `snapkit.state` that declares it. Kinds are permanent."""
 

@@ -59,7 +59,7 @@ def test_list_names_every_kind_with_its_version_and_releases():
     text = run("list").stdout
     assert all(kind in text for kind in KINDS)
     rows = run_json("list")
-    assert [row["kind"] for row in rows] == list(KINDS)
+    assert list(dict.fromkeys(row["kind"] for row in rows)) == list(KINDS)
     assert rows[0]["releases"] == [each.release for each in releases()]
     assert rows[0]["version"] == 1
 
@@ -135,7 +135,7 @@ def test_diff_of_a_release_with_itself_is_empty():
     result = run("diff", "0.1.0", "0.1.0")
     assert result.stdout == ""
     assert "the same versions" in result.stderr
-    with pytest.raises(ConfigError, match=r"release is '3', must be one of: 0.1.0"):
+    with pytest.raises(ConfigError, match=r"release is '3', must be one of: .*0.1.0"):
         run("diff", "0.1.0", "3")
 
 

@@ -253,6 +253,32 @@ def test_kind_that_no_release_up_takes_over_is_our_bug():
             upgrade_sections({LAMP: Lamp1(lit=1)}, "0.1.0")
 
 
+def test_way_between_two_lines_is_up_to_where_they_meet_and_down_from_there():
+    names = ("own-1", "own-2", "0.1.0", "0.2.0", "0.3.0")
+    entries = {name: Release(release=name, joins="0.2.0" if name == "own-2" else None) for name in names}
+
+    def way(start, end):
+        return [
+            (before.release, after.release, direction)
+            for before, after, direction in converters.route(entries[start], entries[end])
+        ]
+
+    with converters.temporary(*entries.values(), kinds=()):
+        assert way("own-1", "0.3.0") == [
+            ("own-1", "own-2", "upgrade"),
+            ("own-2", "0.2.0", "upgrade"),
+            ("0.2.0", "0.3.0", "upgrade"),
+        ]
+        assert way("0.3.0", "own-2") == [("0.3.0", "0.2.0", "downgrade"), ("0.2.0", "own-2", "downgrade")]
+        assert way("own-2", "0.1.0") == [("own-2", "0.2.0", "upgrade"), ("0.2.0", "0.1.0", "downgrade")]
+        assert way("0.1.0", "own-1") == [
+            ("0.1.0", "0.2.0", "upgrade"),
+            ("0.2.0", "own-2", "downgrade"),
+            ("own-2", "own-1", "downgrade"),
+        ]
+        assert way("0.1.0", "0.1.0") == []
+
+
 def test_steps_are_listed_with_what_changed():
     assert [(step.from_version, step.to_version) for step in kind_steps("uart")] == [(1, 2), (2, 3), (3, 2), (2, 1)]
     assert kind_steps("uart")[0].changes["divisor"] == "dll and dlm made one"

@@ -214,6 +214,35 @@ def test_machine_converter_between_strangers_is_reported():
     ]
 
 
+def test_line_of_its_own_keeps_the_law_where_its_last_step_is_converted(law):
+    entry, _ = law
+    declare()
+    own = Release(
+        release="own-1", released="2020-01-01", kinds={"lamp": 1}, digests={"lamp/1": entry.digests["lamp/1"]}
+    )
+    with releases.temporary(replace(own, joins="0.2.0"), entry, SECOND):
+        assert said(files()) == []
+    older = replace(own, kinds={"bell": 1}, digests={"bell/1": entry.digests["bell/1"]})
+    with releases.temporary(older, replace(own, release="own-2", joins="0.2.0"), entry, SECOND):
+        assert said(files()) == [
+            "removed: releases.json/own-2.kinds.bell is absent, must be there, as release own-1 writes it"
+        ]
+        machine_upgrade("own-2", "0.1.0", kinds=frozenset({"bell"}), changes={})(dict)
+        assert any(
+            "own-2 to 0.1.0 is there, must be between two neighbouring releases" in each for each in said(files())
+        )
+
+
+def test_name_that_no_preamble_has_room_for_is_reported(law):
+    entry, _ = law
+    declare()
+    with releases.temporary(replace(entry, release="a-long-name-0.1.0"), SECOND):
+        (line,) = said(files())
+        assert line.startswith("stamp: releases.json/a-long-name-0.1.0.stamp is 'a-long-name-0.1.0', must be a name of")
+    with releases.temporary(replace(entry, release="a-long-name-0.1.0", stamp="0.1.0"), SECOND):
+        assert said(files()) == []
+
+
 def test_kind_and_version_removed_are_reported(law):
     entry, old = law
     with converters.temporary(entry, replace(SECOND, kinds={"lamp": 2}), kinds=("lamp",)):
