@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from snapkit.errors import ConfigError
+from snapkit.state.releases import main_line
 from tests.compat.tree import CACHE, ROOT, Tree
 from tests.guests.build import guest
 from tests.kvm.harness import need_kvm
@@ -93,6 +94,8 @@ def _stored() -> list[tuple[str, str, str]]:
         return []
 
 
+PROGRAMS = {"made", *(each.release for each in main_line(stored.releases(ROOT)))}
+"""The releases whose goldens a program of this project wrote; those of other lines are models."""
 _EVERY = [*_stored(), *(("made", recipe.name, recipe.transport) for recipe in golden.RECIPES)]
 
 

@@ -15,7 +15,7 @@ from snapkit.state.virtio_block import VirtioBlockState
 from snapkit.state.virtio_mmio import VirtioMmioState
 from snapkit.state.virtio_net import VirtioNetState
 from snapkit.state.virtio_vsock import VirtioVsockState
-from tests.compat.conftest import TODAY, GoldenFile, Written, goldens_where
+from tests.compat.conftest import PROGRAMS, TODAY, GoldenFile, Written, goldens_where
 from tests.compat.tree import ROOT
 from tests.guests.device_lines import device_sums
 from tools import golden, stored
@@ -27,7 +27,7 @@ IOAPIC_MASKED = 1 << 16
 OFFERED = 2  # buffers of each queue that waits for something
 LINES = 20
 
-with_devices = goldens_where(lambda _release, transport: transport != "none")
+with_devices = goldens_where(lambda release, transport: release in PROGRAMS and transport != "none")
 
 
 def states_of(path: Path) -> dict[SectionId, State]:
