@@ -15,6 +15,7 @@ from tools import golden, stored
 
 TAP = "tap0"
 TRANSPORTS: tuple[Transport, ...] = ("pci", "mmio")
+_PROBED_SECTION = "pci-function/eth0"
 _PROBED = 0xFFFF_FFFF
 _MEMORY_SPACE = 1 << 1  # PCI 3.0, 6.2.2: command register
 _BAR0 = slice(0x10, 0x14)
@@ -31,7 +32,7 @@ def goldens() -> Iterator[Specimen]:
 
 def half_probed(machine: Specimen) -> Specimen:
     """Return a PCI machine whose guest is about to size a BAR: decoding off, all ones written, not read yet."""
-    path = "pci-function/eth0"
+    path = _PROBED_SECTION
     function = machine.data()[path]
     config = bytearray(function["config"])
     config[4] &= ~_MEMORY_SPACE
@@ -44,7 +45,7 @@ def half_probed(machine: Specimen) -> Specimen:
 def stock() -> list[Specimen]:
     """Return the good machines that need no KVM to be made."""
     found = list(goldens())
-    return [*found, *(half_probed(one) for one in found if one.transport == "pci")]
+    return [*found, *(half_probed(one) for one in found if _PROBED_SECTION in one.data())]
 
 
 def live(folder: Path) -> list[Specimen]:
