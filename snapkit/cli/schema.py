@@ -59,41 +59,46 @@ def show(kind: str, version: int | None, history: bool, as_json: bool) -> None:
     if chosen not in versions:
         raise ConfigError(f"version of {kind} is {chosen}, must be one of: {', '.join(map(str, sorted(versions)))}")
     if history:
-        steps = _history(kind)
-        click.echo(json.dumps(steps, indent=2) if as_json else "\n".join(_history_lines(kind, steps)))
+        _show_history(kind, as_json=as_json)
     else:
         node = committed(versions[chosen])
         click.echo(json.dumps(node, indent=2) if as_json else "\n".join(_field_lines(node)))
 
 
-def _history(kind: str) -> list[dict[str, Any]]:
-    """Return every step that touches *kind*, kind converters and machine converters, oldest first."""
-    from snapkit.state.converters import kind_steps, machine_steps
+def _show_history(kind: str, *, as_json: bool) -> None:
+    """Show every step that touches *kind*: what each converter goes from and to, what changed there, and why."""
+    from snapkit.state.history import history_of
 
-    steps: list[dict[str, Any]] = [
-        {"from": f"version {step.from_version}", "to": f"version {step.to_version}", "changes": dict(step.changes)}
-        for step in kind_steps(kind)
-    ]
-    for machine in machine_steps():
-        changes = {path: why for path, why in machine.changes.items() if path.partition(".")[0] == kind}
-        if kind in machine.kinds:
-            start, end = f"release {machine.from_release}", f"release {machine.to_release}"
-            steps.append({"from": start, "to": end, "changes": changes})
-    return steps
+    steps = history_of(kind)
+    if as_json:
+        plain = [
+            {
+                "from": step.start,
+                "to": step.end,
+                "changes": [{"path": each.path, "what": list(each.what), "why": each.why} for each in step.reasons],
+            }
+            for step in steps
+        ]
+        click.echo(json.dumps(plain, indent=2))
+        return
+    for line in _writers(kind):
+        click.echo(line)
+    if not steps:
+        click.echo("nothing has changed so far")
+    for step in steps:
+        click.echo(f"from {step.start} to {step.end}:")
+        for reason in step.reasons:
+            what = f" ({'; '.join(reason.what)})" if reason.what else ""
+            click.echo(f"  {reason.path}: {reason.why}{what}")
 
 
-def _history_lines(kind: str, steps: list[dict[str, Any]]) -> Iterator[str]:
+def _writers(kind: str) -> Iterator[str]:
     from snapkit.state.releases import releases
 
     for each in releases():
         if kind in each.kinds:
             when = f"released {each.released}" if each.released else "not released yet"
             yield f"release {each.release} ({when}) writes {kind} version {each.kinds[kind]}"
-    if not steps:
-        yield "nothing has changed so far"
-    for step in steps:
-        yield f"from {step['from']} to {step['to']}:"
-        yield from (f"  {path}: {why}" for path, why in step["changes"].items())
 
 
 def _field_lines(node: dict[str, Any]) -> Iterator[str]:
@@ -141,32 +146,32 @@ def check(as_json: bool) -> None:
 def diff(older: str, newer: str, as_json: bool) -> None:
     """Show what changed between the releases OLDER and NEWER, kind by kind; exit 1 when anything did."""
     from snapkit.errors import EXIT_DIFFERENT
-    from snapkit.state.changes import compare
-    from snapkit.state.describe import committed
+    from snapkit.state.history import compare_releases
     from snapkit.state.releases import release_named
-    from snapkit.state.schema import versions_of
 
-    before, after = release_named(older).kinds, release_named(newer).kinds
-    rows: list[dict[str, Any]] = []
-    for kind in [*before, *(kind for kind in after if kind not in before)]:
-        old, new = before.get(kind), after.get(kind)
-        if old == new:
-            continue
-        changes: list[str] = []
-        if old is not None and new is not None:
-            versions = versions_of(kind)
-            changes = [str(change) for change in compare(committed(versions[old]), committed(versions[new]))]
-        rows.append({"kind": kind, "from": old, "to": new, "changes": changes})
+    rows = compare_releases(release_named(older), release_named(newer))
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        plain = [
+            {
+                "kind": row.kind,
+                "how": row.how,
+                "from": row.old_version,
+                "to": row.new_version,
+                "fields": [{"path": at.path, "what": at.what, "from": at.old, "to": at.new} for at in row.fields],
+            }
+            for row in rows
+        ]
+        click.echo(json.dumps(plain, indent=2))
+    for row in () if as_json else rows:
+        if row.how == "changed":
+            click.echo(f"{row.kind}: version {row.old_version} to {row.new_version}")
+        else:
+            click.echo(f"{row.kind}: {row.how}, version {row.new_version or row.old_version}")
+        for change in row.fields:
+            click.echo(f"  {change}")
+    if not rows:
+        click.echo(f"releases {older} and {newer} write the same versions of the same kinds", err=True)
     else:
-        for row in rows:
-            click.echo(f"{row['kind']}: version {row['from'] or 'none'} to {row['to'] or 'none'}")
-            for change in row["changes"]:
-                click.echo(f"  {change}")
-        if not rows:
-            click.echo(f"releases {older} and {newer} write the same versions of the same kinds", err=True)
-    if rows:
         raise SystemExit(EXIT_DIFFERENT)
 
 

@@ -1,11 +1,12 @@
 """What is different between two schema files, by field path, in the words of the law (``schemas/README.md``).
 
-Compared is what a version promises: fields, their order, types, bounds, choices, defaults, descriptions, and the bits of
-registers. Not compared: names of the definitions, words about a State as a whole, words about a bit, and the names of
+Compared is what a version promises: fields, their order, types, bounds, choices, defaults, descriptions, the bits of
+registers, the longest payload. Not compared: names of the definitions, words about a State as a whole, words about a bit, and the names of
 values (``x-names``), which grow with their documents.
 """
 
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,14 +26,27 @@ class Change:
     new: str
 
     def __str__(self) -> str:
-        where = self.path or "the section"
+        return f"{self.path or 'the section'} is {self.said}"
+
+    @property
+    def said(self) -> str:
+        """What happened, without the place."""
         match self.what:
             case "added":
-                return f"{where} is added: {self.new}"
+                return f"added: {self.new}"
             case "dropped":
-                return f"{where} is dropped, was {self.old}"
+                return f"dropped, was {self.old}"
             case _:
-                return f"{where} is {self.what}, from {self.old} to {self.new}"
+                return f"{self.what}, from {self.old} to {self.new}"
+
+
+def names(paths: AbstractSet[str], change: Change) -> bool:
+    """Return whether one of *paths* is where *change* is: the field, one that holds it, or one of those that moved."""
+    if change.what == "reordered":
+        return any(f"{change.path}.{field}".lstrip(".") in paths for field in change.old.split(", "))
+    return not change.path or any(
+        change.path == each or change.path.startswith((f"{each}.", f"{each}[")) for each in paths
+    )
 
 
 def compare(old: Node, new: Node) -> tuple[Change, ...]:

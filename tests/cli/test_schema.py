@@ -38,20 +38,28 @@ class Lamp2(State):
     level: U16
 
 
+class Panel1(State):
+    """A panel."""
+
+    level: U8 = 0
+
+
 @pytest.fixture
 def lamps():
     entries = (
         Release(release="0.1.0", released="2020-01-31", kinds={"lamp": 1}, digests={"lamp/1": "0"}),
-        Release(release="0.2.0", kinds={"lamp": 2}),
+        Release(release="0.2.0", kinds={"lamp": 2, "panel": 1}),
     )
-    with converters.temporary(*entries, kinds=("lamp",)):
+    with converters.temporary(*entries, kinds=("lamp", "panel")):
         declare("lamp", version=1)(Lamp1)
         declare("lamp", version=2)(Lamp2)
+        declare("panel", version=1)(Panel1)
         upgrade("lamp", 1, changes={"level": "widened: lamps got brighter"})(lambda old: Lamp2(level=old.level))
         downgrade("lamp", 2, changes={"level": "refused above 255"})(lambda new, _: Lamp1(level=new.level))
-        moved = {"lamp.level": "stays", "panel.level": "elsewhere"}
-        machine_upgrade("0.1.0", "0.2.0", kinds=frozenset({"lamp"}), changes=moved)(dict)
-        machine_downgrade("0.2.0", "0.1.0", kinds=frozenset({"lamp"}), changes=moved)(lambda sections, _: sections)
+        moved = {"lamp.level": "stays", "panel": "begins and ends"}
+        both = frozenset({"lamp", "panel"})
+        machine_upgrade("0.1.0", "0.2.0", kinds=both, changes=moved)(dict)
+        machine_downgrade("0.2.0", "0.1.0", kinds=both, changes=moved)(lambda sections, _: sections)
         yield
 
 
@@ -97,14 +105,40 @@ def test_show_history_gives_every_step_with_its_reasons():
         "release 0.1.0 (released 2020-01-31) writes lamp version 1",
         "release 0.2.0 (not released yet) writes lamp version 2",
         "from version 1 to version 2:",
-        "  level: widened: lamps got brighter",
+        "  level: widened: lamps got brighter (widened, from 0..255 to 0..65535)",
         "from version 2 to version 1:",
-        "  level: refused above 255",
+        "  level: refused above 255 (narrowed, from 0..65535 to 0..255)",
         "from release 0.1.0 to release 0.2.0:",
-        "  lamp.level: stays",
+        "  lamp.level: stays (widened, from 0..255 to 0..65535)",
         "from release 0.2.0 to release 0.1.0:",
-        "  lamp.level: stays",
+        "  lamp.level: stays (narrowed, from 0..65535 to 0..255)",
     ]
+    assert run("show", "panel", "--history").stdout.splitlines() == [
+        "release 0.2.0 (not released yet) writes panel version 1",
+        "from release 0.1.0 to release 0.2.0:",
+        "  panel: begins and ends (the kind begins, with version 1)",
+        "from release 0.2.0 to release 0.1.0:",
+        "  panel: begins and ends (the kind ends, with version 1)",
+    ]
+    first = run_json("show", "lamp", "--history")[0]
+    assert first == {
+        "from": "version 1",
+        "to": "version 2",
+        "changes": [
+            {
+                "path": "level",
+                "what": ["widened, from 0..255 to 0..65535"],
+                "why": "widened: lamps got brighter",
+            }
+        ],
+    }
+
+
+def test_show_history_of_the_real_tables_says_where_they_came_from_and_why():
+    text = run("show", "interrupt-table", "--history").stdout
+    assert "from release 0.1.0 to release 0.2.0:" in text
+    assert "the one interrupt line of such a machine is its serial port's (the kind begins, with version 1)" in text
+    assert "refused where anything but the serial port interrupts (the kind ends, with version 1)" in text
 
 
 def test_check_is_content_with_the_tree_as_it_is():
@@ -117,8 +151,9 @@ def test_check_is_content_with_the_tree_as_it_is():
 @pytest.mark.usefixtures("lamps")
 def test_check_lists_violations_and_exits_1():
     result = run("check", code=1)
-    assert "missing: schemas/lamp/1.json is missing, must be there: run `make schemas`" in result.stdout
-    assert "2 violations" in result.stderr
+    assert "missing: schemas/lamp/1.json is missing, must be there: take it back from the repository" in result.stdout
+    assert "missing: schemas/lamp/2.json is missing, must be there: run `make schemas`" in result.stdout
+    assert "3 violations" in result.stderr
     assert {found["rule"] for found in run_json("check", code=1)["violations"]} == {"missing"}
 
 
@@ -127,8 +162,20 @@ def test_diff_shows_what_changed_between_releases_and_exits_1():
     assert run("diff", "0.1.0", "0.2.0", code=1).stdout.splitlines() == [
         "lamp: version 1 to 2",
         "  level is widened, from 0..255 to 0..65535",
+        "panel: added, version 1",
     ]
-    assert run_json("diff", "0.2.0", "0.1.0", code=1)[0]["changes"] == ["level is narrowed, from 0..65535 to 0..255"]
+    assert run("diff", "0.2.0", "0.1.0", code=1).stdout.splitlines()[-1] == "panel: removed, version 1"
+    lamp, panel = run_json("diff", "0.2.0", "0.1.0", code=1)
+    assert (lamp["how"], lamp["from"], lamp["to"]) == ("changed", 2, 1)
+    assert lamp["fields"] == [{"path": "level", "what": "narrowed", "from": "0..65535", "to": "0..255"}]
+    assert panel == {"kind": "panel", "how": "removed", "from": 1, "to": None, "fields": []}
+
+
+def test_diff_of_the_first_two_releases_names_every_kind_that_came():
+    rows = run_json("diff", "0.1.0", "0.2.0", code=1)
+    assert {row["how"] for row in rows} == {"added"}
+    assert {row["kind"] for row in rows} == set(releases()[1].kinds) - set(releases()[0].kinds)
+    assert run_json("diff", "0.2.0", "0.1.0", code=1)[0]["how"] == "removed"
 
 
 def test_diff_of_a_release_with_itself_is_empty():
