@@ -50,19 +50,24 @@ def _tables_from_0_1_0(sections: Sections) -> Sections:
     "0.1.0",
     kinds=_TABLES,
     changes={
-        "resource-allocator": "dropped; refused where anything is claimed",
+        "resource-allocator": "dropped; refused where anything is claimed, or could be claimed elsewhere",
         "interrupt-table": "dropped; refused where anything but the serial port interrupts",
     },
 )
 def _tables_to_0_1_0(sections: Sections, refuse: MachineRefuse) -> Sections:
     claims, interrupts = sections.pop(_CLAIMS, None), sections.pop(_INTERRUPTS, None)
     if isinstance(claims, ResourceAllocatorState):
+        if claims.pools != _pools_of_0_2_0():
+            refuse(_CLAIMS, "pools", [pool.pool for pool in claims.pools], "those that release 0.2.0 begins with")
         for number, claim in enumerate(claims.claims):
             refuse(_CLAIMS, f"claims[{number}]", claim.owner, "none: release 0.1.0 has no devices that claim anything")
     if isinstance(interrupts, InterruptTableState):
+        serial = _lines_of_0_1_0()
         for number, line in enumerate(interrupts.lines):
-            if line not in _lines_of_0_1_0():
+            if line not in serial or line in interrupts.lines[:number]:
                 refuse(_INTERRUPTS, f"lines[{number}]", line.owner, "only the serial port's")
+        if not any(line in serial for line in interrupts.lines):
+            refuse(_INTERRUPTS, "lines", [line.owner for line in interrupts.lines], "with the serial port's")
         for number, route in enumerate(interrupts.routes):
             refuse(
                 _INTERRUPTS, f"routes[{number}]", route.owner, "none: release 0.1.0 has no message-signalled interrupts"

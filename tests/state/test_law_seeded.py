@@ -7,6 +7,7 @@ converters, up and down. The schema files of the tree are sown as well, at every
 
 from copy import deepcopy
 from dataclasses import replace
+from types import new_class
 from typing import Annotated, Any
 
 import msgspec
@@ -72,9 +73,8 @@ def lamp(order: tuple[str, ...] = tuple(FIELDS), **changed: tuple[Any, Any] | No
     fields = {name: {**FIELDS, **changed}[name] for name in (*order, *(name for name in changed if name not in order))}
     space = {name: field[1] for name, field in fields.items() if field and field[1] is not msgspec.NODEFAULT}
     hints = {name: field[0] for name, field in fields.items() if field}
-    made = type(State)("Lamp", (State,), {"__doc__": "As released.", "__annotations__": hints, **space})
-    assert isinstance(made, type)
-    return made
+    body = {"__doc__": "As released.", "__annotations__": hints, **space}
+    return new_class("Lamp", (State,), exec_body=lambda namespace: namespace.update(body))
 
 
 BREACHES = {

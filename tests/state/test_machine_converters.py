@@ -122,7 +122,17 @@ def test_a_transport_alone_is_a_reason():
 def test_a_line_of_another_kind_on_the_serial_ports_pin_is_a_reason():
     states = fresh_machine(None)
     states[TABLE].lines[0].edge = False
-    assert reasons(states) == {"interrupt-table/0.lines[0]"}
+    assert reasons(states) == {"interrupt-table/0.lines", "interrupt-table/0.lines[0]"}
+
+
+def test_a_serial_port_that_cannot_interrupt_and_a_pool_elsewhere_are_reasons():
+    states = fresh_machine(None)
+    states[TABLE].lines.clear()
+    states[CLAIMS].pools[0].length -= 1
+    assert reasons(states) == {"interrupt-table/0.lines", "resource-allocator/0.pools"}
+    twice = fresh_machine(None)
+    twice[TABLE].lines *= 2
+    assert reasons(twice) == {"interrupt-table/0.lines[1]"}
 
 
 def test_a_section_of_0_2_0_in_a_file_of_0_1_0_is_refused_by_name():
@@ -139,10 +149,9 @@ new_tables: Any = st.fixed_dictionaries(
 @settings(max_examples=100, deadline=None)
 @given(new_tables)
 def test_any_tables_go_down_or_are_refused_by_the_field_that_says_more(tables: States):
-    states = {**fresh_machine(None), **tables}
-    empty = not tables[CLAIMS].claims and not tables[TABLE].routes
-    serial = [LineState(gsi=4, edge=True, owner="serial-16550/0")]
-    if empty and all(line in serial for line in tables[TABLE].lines):
+    idle = fresh_machine(None)
+    states = {**idle, **tables}
+    if tables == {name: idle[name] for name in tables}:
         assert {name.kind for name in convert_sections(states, NEW, OLD)} == set(OLD_KINDS)
     else:
         assert all(path.startswith(("resource-allocator/0.", "interrupt-table/0.")) for path in reasons(states))
