@@ -54,11 +54,17 @@ def _newest_versions() -> dict[str, int]:
 
 
 def _show_value(file: str, path: str, key: bytes | None, *, as_json: bool, whole: bool) -> None:
+    from snapkit.errors import ImageError
     from snapkit.restore.image import Image
-    from snapkit.state.inspect import as_data, look_up, tree
+    from snapkit.state.inspect import as_data, look_up, split_path, tree
 
     with Image.open(file, key=key) as image:
-        states, _dropped = image.sections()
+        states, unknown = image.sections(refuse_unknown=False)
+        release = image.preamble.release
+    where = split_path(path)[0]
+    for reason in unknown:
+        if reason.startswith(f"section {where} "):
+            raise ImageError(f"{reason}: the file was written by release {release}")
     located = look_up(states, path)
     if as_json:
         click.echo(json.dumps({"path": located.path, "value": as_data(located.value)}))

@@ -15,6 +15,7 @@ from snapkit.restore.digest import BLAKE3, Digester
 from snapkit.restore.manifest import Manifest
 from snapkit.restore.preamble import CONTAINER_VERSION, PREAMBLE_LEN, Identity, Preamble, read_identity, unpack_preamble
 from snapkit.restore.source import Source, naming
+from snapkit.state.releases import find_release
 from snapkit.state.schema import KINDS
 
 
@@ -51,6 +52,8 @@ def describe(path: str, *, key: bytes | None = None, versions: Mapping[str, int]
             digester = None
         else:
             preamble = unpack_preamble(source.head[:PREAMBLE_LEN], digester)
+            if find_release(identity.release) is None:
+                remarks.append(f"written by release {identity.release}, which this one does not know")
             try:
                 manifest = read_manifest(source, preamble, digester)
             except ImageError as error:

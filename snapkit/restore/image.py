@@ -110,11 +110,12 @@ class Image:
             raise ImageError(f"section {entry.path} does not match its digest: damaged")
         return stored
 
-    def sections(self) -> Sections:
+    def sections(self, *, refuse_unknown: bool = True) -> Sections:
         """Decode every section into a State of the version that it is stored in.
 
         Raises ImageError for a required section of an unknown kind or a newer version, and for one that is damaged or
-        not what its schema says. Optional sections that are unknown are left out and named in `Sections.dropped`.
+        not what its schema says. Optional sections that are unknown are left out and named in `Sections.dropped`; so
+        are required ones unless *refuse_unknown*, for whoever only looks.
         """
         states: dict[SectionId, State] = {}
         dropped: list[str] = []
@@ -123,7 +124,7 @@ class Image:
                 kind = entry.kind
                 schema = versions_of(kind).get(entry.version) if kind in KINDS else None
                 if schema is None:
-                    dropped.append(self._unknown(entry))
+                    dropped.append(self._unknown(entry, refuse=refuse_unknown))
                     continue
                 if entry.required != schema.required:
                     raise ImageError(f"section {entry.path}.required is {entry.required}, must be {schema.required}")
@@ -133,15 +134,15 @@ class Image:
                 states[section] = codec.decode(schema, self._payload(entry), where=section)
         return Sections(states, dropped)
 
-    def _unknown(self, entry: SectionEntry) -> str:
-        """Say why a section cannot be decoded. Raises ImageError when it is required."""
+    def _unknown(self, entry: SectionEntry, *, refuse: bool) -> str:
+        """Say why a section cannot be decoded; *refuse* one that is required, by ImageError."""
         versions = versions_of(entry.kind) if entry.kind in KINDS else {}
         reason = (
             f"section {entry.path} has version {entry.version}, this release knows up to {max(versions)}"
             if versions
             else f"section {entry.path} is of a kind that this release does not know"
         )
-        if entry.required:
+        if entry.required and refuse:
             raise ImageError(f"{reason}: it was written by a newer release ({self.preamble.release})")
         return reason
 

@@ -2,9 +2,17 @@
 
 What somebody would write who finds a snapshot in twenty years. It serves to show that the files in ``schemas`` say enough:
 it names every field, checks every bound, takes registers apart, and writes the same bytes again.
+
+    python plain_reader.py SCHEMAS FILE...      {FILE: {"kind/instance": {path: value}}} as JSON, byte strings in hexadecimal
+
+Where the manifest of a file lies is in the README's table of the preamble; it is JSON, and each of its entries says which
+schema file describes the section.
 """
 
 import json
+import struct
+import sys
+from pathlib import Path
 from typing import Any
 
 import msgspec.msgpack
@@ -15,6 +23,9 @@ KNOWN = {
     "x-kind", "x-version", "x-required", "x-max-bytes", "x-min-bytes", "x-order", "x-msgpack", "x-register", "x-names",
 }  # fmt: skip
 TYPES: dict[str, tuple[type, ...]] = {"integer": (int,), "boolean": (bool,), "string": (str,), "array": (list,), "object": (dict,), "null": (type(None),)}  # fmt: skip
+
+
+MANIFEST_AT = 200  # offset and length, 8 bytes each
 
 
 class WrongPayloadError(Exception):
@@ -106,3 +117,26 @@ def put(here: Any, part: str, value: Any) -> Any:
             here.append(value)
         return here[int(part[1:-1])]
     return here.setdefault(part, value)
+
+
+def read_file(path: Path, schemas: Path) -> dict[str, dict[str, Any]]:
+    """Return every leaf of every section of the snapshot file at *path*."""
+    content = path.read_bytes()
+    offset, length = struct.unpack_from("<QQ", content, MANIFEST_AT)
+    sections: dict[str, dict[str, Any]] = {}
+    for entry in json.loads(content[offset : offset + length])["sections"]:
+        payload = content[entry["offset"] : entry["offset"] + entry["stored_length"]]
+        if entry["codec"] == "zstd":
+            import zstandard
+
+            payload = zstandard.ZstdDecompressor().decompress(payload, max_output_size=entry["length"])
+        reader = Reader((schemas / entry["kind"] / f"{entry['version']}.json").read_bytes())
+        leaves = reader.read(payload)
+        require(reader.write(leaves) == payload, entry["kind"], "is not written as it was read")
+        sections[f"{entry['kind']}/{entry['instance']}"] = leaves
+    return sections
+
+
+if __name__ == "__main__":
+    folder, *files = map(Path, sys.argv[1:])
+    print(json.dumps({str(file): read_file(file, folder) for file in files}, default=bytes.hex))
