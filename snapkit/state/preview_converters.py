@@ -83,6 +83,7 @@ def _driver_ok(sections: Sections, instance: str) -> bool:
             for _, old, _, _ in _DEVICES
         },
         **{f"{old}.device": f"is a section of its own, {new}" for _, old, _, new in _DEVICES},
+        **{new: f"what was the device of {old}" for _, old, _, new in _DEVICES},
     },
 )
 def _activation_to_transport(sections: Sections) -> Sections:
@@ -109,6 +110,7 @@ def _activation_to_transport(sections: Sections) -> Sections:
     changes={
         **{f"{old}.activated": "what DRIVER_OK of its transport says" for _, old, _, _ in _DEVICES},
         **{f"{old}.device": f"what {new} was" for _, old, _, new in _DEVICES},
+        **{new: f"goes into {old}" for _, old, _, new in _DEVICES},
     },
 )
 def _activation_to_devices(sections: Sections, _refuse: MachineRefuse) -> Sections:
@@ -280,6 +282,8 @@ def _bar_type(width: int) -> int:
     changes={
         "preview-msi.vectors": "a list by number, pci-msix: entries, pending bits and GSIs",
         "preview-function.config": "with its base address registers, pci-function: a move may wait from now on; none did",
+        "pci-msix": "what was preview-msi",
+        "pci-function": "what was preview-function",
         "resource-allocator.claims[].owner": "by the sections' new kinds",
     },
 )
@@ -334,6 +338,8 @@ def _with_registers(state: PreviewFunctionState, where: str, findings: list[Find
     changes={
         "preview-msi.vectors": "what pci-msix was; refused where its lists do not agree or an entry says more than a mask",
         "preview-function.config": "without base address registers; refused while a move or a probe waits in one",
+        "pci-msix": "goes into preview-msi",
+        "pci-function": "goes into preview-function",
         "resource-allocator.claims[].owner": "by the sections' old kinds",
     },
 )

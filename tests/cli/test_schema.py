@@ -9,7 +9,7 @@ from snapkit.cli.schema import schema
 from snapkit.errors import ConfigError
 from snapkit.state import converters
 from snapkit.state.converters import downgrade, machine_downgrade, machine_upgrade, upgrade
-from snapkit.state.releases import Release, releases
+from snapkit.state.releases import Release, release_named, releases
 from snapkit.state.schema import KINDS, U8, U16, State
 from snapkit.state.schema import schema as declare
 
@@ -174,7 +174,7 @@ def test_diff_shows_what_changed_between_releases_and_exits_1():
 def test_diff_of_the_first_two_releases_names_every_kind_that_came():
     rows = run_json("diff", "0.1.0", "0.2.0", code=1)
     assert {row["how"] for row in rows} == {"added"}
-    assert {row["kind"] for row in rows} == set(releases()[1].kinds) - set(releases()[0].kinds)
+    assert {row["kind"] for row in rows} == set(release_named("0.2.0").kinds) - set(release_named("0.1.0").kinds)
     assert run_json("diff", "0.2.0", "0.1.0", code=1)[0]["how"] == "removed"
 
 

@@ -9,7 +9,7 @@ from random import Random
 from hypothesis import strategies as st
 
 from snapkit.state.converters import Sections, convert_sections
-from snapkit.state.releases import Release, releases
+from snapkit.state.releases import Release, main_line, releases
 from snapkit.state.schema import SectionId, versions_of
 from snapkit.state.shape import shape_of
 from tests.contract.generate import random_value, smallest
@@ -19,7 +19,7 @@ INSTANCES = ("0", "1")
 
 def idle_machine(release: Release, rng: Random | None = None) -> Sections:
     """Return a machine of *release* in which nothing is in use that the first release does not have."""
-    first = releases()[0]
+    first = main_line(releases())[0]
     sections: Sections = {}
     for kind, version in first.kinds.items():
         shape = shape_of(versions_of(kind)[version].type)
