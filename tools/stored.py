@@ -4,11 +4,14 @@ python -m tools.stored      say what is wrong; exit 1 when anything is
 """
 
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from snapkit.errors import ConfigError
 from snapkit.state.releases import Release, main_line, parse
 from tools import golden, wheels
+from tools.golden import KEPT
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,6 +34,30 @@ def problems(root: Path) -> Iterator[str]:
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             if path.name not in names:
                 yield f"{path} belongs to no release in schemas/releases.json; remove it"
+    for release in programs:
+        yield from _thawed(root, release)
+
+
+def _thawed(root: Path, release: str) -> Iterator[str]:
+    """Say which schema file or entry is not as the wheel of *release* has it, even where its digest was edited as well."""
+    try:
+        wheel = root / wheels.FOLDER / release / wheels.read_manifest(root / wheels.FOLDER / release).wheel.file
+        archive = zipfile.ZipFile(wheel)
+    except (ConfigError, OSError, zipfile.BadZipFile):  # told of as missing or edited
+        return
+    now = {each.release: each for each in releases(root)}
+    with archive:
+        for entry in parse(archive.read("snapkit/schemas/releases.json")):
+            if entry.released is None:
+                continue
+            if now.get(entry.release) != entry:
+                yield f"{root / 'schemas/releases.json'}: release {entry.release} is edited, by {wheel}; {KEPT}"
+            for name in entry.digests if entry.release == release else ():
+                path = root / f"schemas/{name}.json"
+                if path.is_file() and path.read_bytes() != archive.read(f"snapkit/schemas/{name}.json"):
+                    yield f"{path} is edited, by {wheel}; {KEPT}"
+                elif not path.is_file():
+                    yield f"{path} is missing; {KEPT}"
 
 
 def goldens(root: Path) -> Iterator[tuple[str, golden.Golden]]:

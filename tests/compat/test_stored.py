@@ -22,7 +22,8 @@ STORED = (*GOLDENS, "constraints.txt", "manifest.json")
 
 
 def test_every_release_has_its_goldens_and_its_wheel_untouched() -> None:
-    assert list(stored.problems(ROOT)) == []
+    found = list(stored.problems(ROOT))
+    assert not found, "\n".join(found)
 
 
 def test_a_release_stores_goldens_and_a_wheel_with_its_pins(made: Tree) -> None:

@@ -64,7 +64,7 @@ def test_the_reader_needs_the_schema_files_and_finds_no_snapkit(tmp_path: Path) 
     assert done.returncode != 0
     assert "1.json" in done.stderr.splitlines()[-1]
     broken = ALONE.replace('runpy.run_path(sys.argv[0], run_name="__main__")', "import snapkit.errors")
-    command = [sys.executable, "-I", "-c", broken, READER]
+    command = [sys.executable, "-I", "-c", broken, str(READER)]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert "ModuleNotFoundError" in found.stderr
 

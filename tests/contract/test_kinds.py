@@ -19,10 +19,10 @@ from snapkit.state.releases import schema_file
 from snapkit.state.schema import KINDS, Schema, State, schema_of, versions_of
 from snapkit.state.shape import Bool, Bytes, Choice, Fields, Int, Items, Maybe, Shape, Text, max_encoded_len, shape_of
 from tests.contract.generate import full, instances, largest, strategy
+from tests.contract.places import replaced, sites, spelled
 from tests.contract.plain_reader import Reader
 
 EVERY = [schema for kind in KINDS for _, schema in sorted(versions_of(kind).items())]
-Path = tuple[str | int, ...]
 
 
 @pytest.fixture(params=EVERY, ids=lambda schema: f"{schema.kind}-{schema.version}")
@@ -32,32 +32,6 @@ def version(request):
 
 def plain(state: State) -> Any:
     return msgspec.msgpack.decode(encode(state))
-
-
-def sites(shape: Shape, value: Any, path: Path = ()) -> Iterator[tuple[Path, Shape, Any]]:
-    """Give every value inside plain data with its path and shape, containers included."""
-    yield path, shape, value
-    match shape:
-        case Maybe(inner=inner) if value is not None:
-            yield from ((below, kind, part) for below, kind, part in sites(inner, value, path) if below != path)
-        case Items(item=item):
-            for index, each in enumerate(value):
-                yield from sites(item, each, (*path, index))
-        case Fields(fields=fields):
-            for field in fields:
-                yield from sites(field.shape, value[field.name], (*path, field.name))
-
-
-def replaced(data: Any, path: Path, value: Any) -> Any:
-    if not path:
-        return value
-    copy: Any = dict(data) if isinstance(data, dict) else list(data)
-    copy[path[0]] = replaced(copy[path[0]], path[1:], value)
-    return copy
-
-
-def spelled(path: Path) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
 
 
 def outside(shape: Shape, value: Any) -> Iterator[Any]:

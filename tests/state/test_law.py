@@ -88,7 +88,8 @@ def said(found):
 
 
 def test_tree_as_it_is_keeps_the_law():
-    assert [str(finding) for finding in violations(committed_files())] == []
+    found = [str(finding) for finding in violations(committed_files())]
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.usefixtures("law")
