@@ -159,7 +159,7 @@ def given(step: Step, example: Example) -> Sections:
     state = sections.pop(where)
     if example.path is not None:
         changed = replaced(to_data(state), tuple(example.path), example.value)
-        sections[where] = from_data(schema_of(state), changed, where=where)
+        sections[where] = from_data(schema_of(state), changed, where=str(where))
     return sections
 
 
@@ -173,18 +173,18 @@ def _stored(step: Step, name: str) -> Sections:
     if key not in _read:
         release, _, entry = name.partition("/")
         if isinstance(step, MachineStep):
-            _read[key] = convert_sections(_sections(release, entry), release, step.from_release)
+            _read[key] = convert_sections(stored_sections(release, entry), release, step.from_release)
         else:
             kind, _, instance = entry.partition(":")[2].partition("/")
             file = entry.partition(":")[0]
             writes = next(each for each in releases() if each.kinds.get(step.kind) == step.from_version)
-            sections = convert_sections(_sections(release, file), release, writes.release)
+            sections = convert_sections(stored_sections(release, file), release, writes.release)
             where = SectionId(kind, instance)
             _read[key] = {where: sections[where]}
     return _read[key]
 
 
-def _sections(release: str, name: str) -> Sections:
+def stored_sections(release: str, name: str) -> Sections:
     key = (release, name)
     if key not in _read:
         folder = ROOT / golden.FOLDER / release
@@ -287,7 +287,7 @@ def _goldens_for(step: Step) -> Iterator[str]:
         if isinstance(step, MachineStep):
             yield name
             continue
-        sections = convert_sections(_sections(release, entry.name), release, start.release)
+        sections = convert_sections(stored_sections(release, entry.name), release, start.release)
         yield from (f"{name}:{where}" for where in sections if where.kind == step.kind)
 
 
