@@ -59,7 +59,6 @@ def _raise(findings: list[Finding]) -> None:
 
 # 2 to 3: who activates a device
 
-
 _DEVICES = (
     (PreviewBlockState, "preview-block", VirtioBlockState, "virtio-block"),
     (PreviewNetState, "preview-net", VirtioNetState, "virtio-net"),
@@ -109,8 +108,7 @@ def _activation_to_transport(sections: Sections) -> Sections:
     kinds=_DEVICE_KINDS,
     changes={
         **{f"{old}.activated": "what DRIVER_OK of its transport says" for _, old, _, _ in _DEVICES},
-        **{f"{old}.device": f"what {new} was" for _, old, _, new in _DEVICES},
-        **{new: f"goes into {old}" for _, old, _, new in _DEVICES},
+        **{path: f"{new} goes into {old}" for _, old, _, new in _DEVICES for path in (f"{old}.device", new)},
     },
 )
 def _activation_to_devices(sections: Sections, _refuse: MachineRefuse) -> Sections:
@@ -246,7 +244,6 @@ def _without_owners(
 
 # 4 to 5: vectors in a list, and what the guest has begun
 
-
 _MOVED = {"preview-function": "pci-function", "preview-msi": "pci-msix"}
 _REGISTERS = frozenset({*_MOVED, *_MOVED.values(), "resource-allocator"})
 
@@ -282,8 +279,7 @@ def _bar_type(width: int) -> int:
     changes={
         "preview-msi.vectors": "a list by number, pci-msix: entries, pending bits and GSIs",
         "preview-function.config": "with its base address registers, pci-function: a move may wait from now on; none did",
-        "pci-msix": "what was preview-msi",
-        "pci-function": "what was preview-function",
+        **{new: f"what was {old}" for old, new in _MOVED.items()},
         "resource-allocator.claims[].owner": "by the sections' new kinds",
     },
 )
@@ -338,8 +334,7 @@ def _with_registers(state: PreviewFunctionState, where: str, findings: list[Find
     changes={
         "preview-msi.vectors": "what pci-msix was; refused where its lists do not agree or an entry says more than a mask",
         "preview-function.config": "without base address registers; refused while a move or a probe waits in one",
-        "pci-msix": "goes into preview-msi",
-        "pci-function": "goes into preview-function",
+        **{new: f"goes into {old}" for old, new in _MOVED.items()},
         "resource-allocator.claims[].owner": "by the sections' old kinds",
     },
 )
