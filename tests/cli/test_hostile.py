@@ -280,7 +280,7 @@ def test_each_kind_of_hostile_file_has_its_exit_code_and_its_words(real, batch, 
 
 
 def test_inspecting_a_value_of_a_hostile_file_is_refused_the_same_way(real, batch, folder):
-    for case in ("zstd bomb", "newer schema", "memory of 1 TiB", "manifest nested a million deep", "FIFO", "directory"):
+    for case in ("zstd bomb", "memory of 1 TiB", "manifest nested a million deep", "FIFO", "directory"):
         path = folder / "guest.snap"
         CASES[case][0](taken_apart(real), path)
         done = batch.run("inspect", str(path), "machine/0")
