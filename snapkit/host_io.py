@@ -1,4 +1,4 @@
-"""System calls of block I/O: scatter and gather by address, syncing, holes, and who holds a lock.
+"""System calls of block I/O: scatter and gather by address, syncing, holes, sharing and copying, and who holds a lock.
 
 Memory is named by spans, lists of (address, length), which go to the kernel as they are: no view is made of them and no
 byte is copied on the way. Like `snapkit.host`: one call each, `HostError` when it fails, `host.inject` can make it fail.
@@ -7,7 +7,8 @@ Surprises met on the way:
 
 - a vector of memoryviews costs over 1 us for each, a packed ``struct iovec`` 50 ns: 32 pages are what a guest usually sends;
 - RWF_NOWAIT reads what the page cache has and may stop in the middle; file systems that do not know it say EOPNOTSUPP;
-- preadv2(2) takes IOV_MAX (1024) spans at a time.
+- preadv2(2) takes IOV_MAX (1024) spans at a time;
+- copy_file_range(2) fills the holes of its source, so who wants to keep them asks for data only.
 """
 
 import ctypes
@@ -32,7 +33,10 @@ NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
 """What flock(2) says on a file system without locks."""
 UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL})
 """What fallocate(2) says where a file system cannot do it."""
+UNSHARABLE = frozenset({errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.ETXTBSY})
+"""What FICLONERANGE and copy_file_range(2) say of two files that they can do nothing for: reading and writing can."""
 
+_FICLONERANGE = 0x4020_940D  # _IOW(0x94, 13, struct file_clone_range), linux/fs.h
 _IOV_MAX = 1024
 _ZEROS_LEN = 1 << 16
 
@@ -169,6 +173,26 @@ def _fallocated(fd: int, mode: int, offset: int, length: int) -> bool:
             return False
         raise
     return True
+
+
+# Between files
+
+
+def clone_range(source: int, start: int, length: int, target: int, at: int) -> bool:
+    """Let *target* share blocks with *source*, holes included (ioctl_ficlonerange(2)); False where they cannot."""
+    try:
+        host.ioctl(target, "FICLONERANGE", _FICLONERANGE, struct.pack("=qQQQ", source, start, length, at))
+    except HostError as error:
+        if error.errno in UNSHARABLE:
+            return False
+        raise
+    return True
+
+
+@seam
+def copy_file_range(source: int, start: int, length: int, target: int, at: int) -> int:
+    """Have the kernel copy up to *length* bytes; returns how many it did, 0 at the end of *source*."""
+    return os.copy_file_range(source, target, length, start, at)
 
 
 @seam

@@ -13,11 +13,12 @@ from typing import NoReturn
 
 import click
 
-from snapkit.errors import EXIT_SIGINT, InternalError, SnapkitError
+from snapkit.errors import EXIT_SIGINT, Finding, InternalError, SnapkitError
 from snapkit.version import __version__
 
 COMMANDS = {
     "boot": "boot a kernel",
+    "convert": "carry a snapshot to another release, up or down",
     "demo": "boot a tiny guest, snapshot it mid-work, restore it three times at once",
     "doctor": "say what this host can do, or whether it can run a snapshot",
     "inspect": "show what is in a snapshot",
@@ -108,6 +109,17 @@ def explain(error: SnapkitError) -> None:
     click.echo("snapkit: " + "\n".join(lines), err=True)
     for note in getattr(error, "__notes__", ()):
         click.echo(f"  {harmless(note)}", err=True)
+
+
+def finding_data(finding: Finding) -> dict[str, str]:
+    """Return *finding* as every ``--json`` gives it."""
+    return {
+        "component": finding.component,
+        "path": finding.path,
+        "value": finding.value,
+        "expected": finding.expected,
+        "rule": finding.rule,
+    }
 
 
 def harmless(text: str) -> str:

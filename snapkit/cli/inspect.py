@@ -99,7 +99,7 @@ def _show(description: "Description") -> None:
     if preamble is not None:
         created = datetime.fromtimestamp(preamble.created_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         rows.append(("written", f"{created} by {preamble.producer} on Linux {preamble.host_kernel}"))
-        parent = f", restored from {preamble.parent_id.hex()}" if any(preamble.parent_id) else ""
+        parent = f", made from {preamble.parent_id.hex()}" if any(preamble.parent_id) else ""
         rows.append(("snapshot", preamble.snapshot_id.hex() + parent))
     if manifest is not None:
         for name, value in sorted(manifest.machine.items()):

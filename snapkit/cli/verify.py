@@ -1,12 +1,12 @@
 """``snapkit verify``."""
 
 import json
-import sys
-from collections.abc import Callable
 
 import click
 
+from snapkit.cli import finding_data
 from snapkit.cli.keys import key_option, read_key
+from snapkit.cli.progress import shown_progress
 from snapkit.cli.rules import show_rules
 from snapkit.errors import Finding, ImageError
 
@@ -51,10 +51,8 @@ def verify(file: str | None, as_json: bool, explaining: bool, key_file: str | No
         for dropped in prepared.dropped:
             click.echo(f"snapkit: not checked: {dropped}", err=True)
         length = prepared.image.memory.length
-        with click.progressbar(
-            length=length or 1, label="memory", file=sys.stderr, hidden=not sys.stderr.isatty()
-        ) as bar:
-            findings = prepared.image.verify(_progress(bar.update))
+        with shown_progress("memory") as progress:
+            findings = prepared.image.verify(progress)
         count = len(prepared.sections)
         if not findings:
             strange = remarks(prepared.sections, prepared.image.memory)
@@ -64,7 +62,7 @@ def verify(file: str | None, as_json: bool, explaining: bool, key_file: str | No
             return _tell_unsound(damaged)
         raise damaged
     if as_json:
-        told = [_as_data(remark) for remark in strange]
+        told = [finding_data(remark) for remark in strange]
         click.echo(json.dumps({"sound": True, "findings": [], "remarks": told, "sections": count, "memory": length}))
     else:
         for remark in strange:
@@ -78,27 +76,6 @@ def verify(file: str | None, as_json: bool, explaining: bool, key_file: str | No
 
 
 def _tell_unsound(error: ImageError) -> int:
-    found = [_as_data(finding) for finding in error.findings]
+    found = [finding_data(finding) for finding in error.findings]
     click.echo(json.dumps({"sound": False, "error": error.args[0], "findings": found}))
     return ImageError.exit_code
-
-
-def _progress(update: Callable[[int], None]) -> Callable[[int, int], None]:
-    shown = 0
-
-    def report(done: int, _total: int) -> None:
-        nonlocal shown
-        update(done - shown)
-        shown = done
-
-    return report
-
-
-def _as_data(finding: Finding) -> dict[str, str]:
-    return {
-        "component": finding.component,
-        "path": finding.path,
-        "value": finding.value,
-        "expected": finding.expected,
-        "rule": finding.rule,
-    }

@@ -40,8 +40,6 @@ class Capture:
     def __init__(
         self,
         memory: Iterable[MemorySource],
-        digester: Digester,
-        progress: Progress | None = None,
         *,
         absent_is_zero: bool = True,
     ) -> None:
@@ -53,11 +51,8 @@ class Capture:
         Raises ConfigError when they are not whole pages in address order.
         """
         self._sources = list(memory)
-        self._digester = digester
-        self._progress = progress
         self._absent_is_zero = absent_is_zero
         self.regions = tuple(Region(gpa, length) for gpa, _source, length in self._sources)
-        self.count = count_chunks(self.regions)
         self.raw_chunks = 0
         self.written = 0
         free_from = 0
@@ -77,13 +72,13 @@ class Capture:
         ):
             raise ConfigError(f"memory has {len(self.regions)} regions up to {free_from:#x}, a file holds fewer")
 
-    def write(self, fd: int, offset: int) -> tuple[bytes, int]:
+    def write(self, fd: int, offset: int, digester: Digester, progress: Progress | None = None) -> tuple[bytes, int]:
         """Write memory to *fd* from *offset* on; returns the chunk table and the end of memory in the file."""
         raw: list[tuple[int, int, int]] = []  # chunk, offset, length
         total = sum(region.length for region in self.regions)
         number = done = 0
         end = offset
-        hashes = _Hashing(self._digester)
+        hashes = _Hashing(digester)
         try:
             for chunk, touched in self._chunks():
                 if ranges := _data_ranges(chunk, touched):
@@ -96,14 +91,14 @@ class Capture:
                     end = at + len(chunk)
                 number += 1
                 done += len(chunk)
-                if self._progress is not None:
-                    self._progress(done, total)
+                if progress is not None:
+                    progress(done, total)
             digests = hashes.finish()
         except BaseException:
             hashes.abandon()
             raise
         self.raw_chunks = len(raw)
-        table = [HOLE_ENTRY] * self.count
+        table = [HOLE_ENTRY] * count_chunks(self.regions)
         for number, at, length in raw:
             table[number] = pack_entry(at, length, RAW, digests[number])
         return b"".join(table), end

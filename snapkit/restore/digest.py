@@ -50,6 +50,10 @@ class Digester:
     def keyed(self) -> bool:
         return self._key is not None
 
+    def agrees_with(self, other: "Digester") -> bool:
+        """Return whether the digests that *other* made are those that this one would make."""
+        return self._key == other._key
+
     def of(self, payload: Payload) -> bytes:
         """Return the digest of *payload*; releases the interpreter lock while it works on large ones."""
         if self._key is None:

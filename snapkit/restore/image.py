@@ -89,6 +89,11 @@ class Image:
         return self._digester.keyed
 
     @property
+    def fd(self) -> int:
+        """The snapshot file's; memory may be in another one (`Pages.fd`)."""
+        return self._source.fd
+
+    @property
     def entries(self) -> tuple[SectionEntry, ...]:
         return self.manifest.sections
 

@@ -64,22 +64,33 @@ class Pages:
 
     def verify(self, progress: Progress | None = None) -> list[Finding]:
         """Read every chunk and return a finding, with the guest-physical range, for each that is damaged."""
-        buffers = threading.local()
-
-        def damaged(chunk: Chunk) -> bool:
-            if not hasattr(buffers, "whole"):
-                buffers.whole = bytearray(CHUNK_LEN)
-            part = memoryview(buffers.whole)[: chunk.length]
-            read = host.pread_into(self.fd, part, chunk.offset)
-            return read != chunk.length or not self._digester.matches(part, self.table.digest(chunk.number))
-
-        findings = [_finding(chunk) for chunk in self._check(self.table.chunks(), damaged, progress)]
+        read = self._reader()
+        broken = self._check(self.table.chunks(), lambda chunk: read(chunk) is None, progress)
+        findings = [_finding(chunk) for chunk in broken]
         findings += [
             Finding("memory", "", f"not zero in {gap.what}", "zero")
             for gap in self.table.gaps
             if host.pread(self.fd, gap.length, gap.offset) != bytes(gap.length)
         ]
         return findings
+
+    def digests(self, digester: Digester, progress: Progress | None = None) -> dict[int, bytes]:
+        """Return the digest of every raw chunk: the table's own, or made anew, by *digester*, of what matches those.
+
+        Raises ImageError with a finding for each damaged chunk that was to be read.
+        """
+        if digester.agrees_with(self._digester):
+            return {chunk.number: self.table.digest(chunk.number) for chunk in self.table.chunks()}
+        read, made = self._reader(), dict[int, bytes]()
+
+        def damaged(chunk: Chunk) -> bool:
+            part = read(chunk)
+            if part is not None:
+                made[chunk.number] = digester.of(part)
+            return part is None
+
+        self._require_whole(self._check(self.table.chunks(), damaged, progress))
+        return made
 
     def load(self, targets: Iterable[tuple[int, Hva, int]], progress: Progress | None = None) -> None:
         """Copy the file's memory to *targets* (gpa, address, length), fresh zeroed RAM, and check what was copied.
@@ -96,9 +107,26 @@ class Pages:
                     return not self._digester.matches(part, self.table.digest(chunk.number))
             raise ImageError(f"guest memory {_range(chunk.gpa, chunk.length)} is in the file, but not in the machine")
 
-        if broken := self._check(self.table.chunks(), damaged, progress):
+        self._require_whole(self._check(self.table.chunks(), damaged, progress))
+
+    def _require_whole(self, broken: list[Chunk]) -> None:
+        if broken:
             findings = [_finding(chunk) for chunk in broken]
             raise ImageError(f"{self.path}: guest memory is damaged", findings=findings)
+
+    def _reader(self) -> Callable[[Chunk], memoryview | None]:
+        """Return what reads a chunk into a buffer, one a thread, until its next call; None for a damaged chunk."""
+        buffers = threading.local()
+
+        def read(chunk: Chunk) -> memoryview | None:
+            if not hasattr(buffers, "whole"):
+                buffers.whole = bytearray(CHUNK_LEN)
+            part = memoryview(buffers.whole)[: chunk.length]
+            there = host.pread_into(self.fd, part, chunk.offset)
+            whole = there == chunk.length and self._digester.matches(part, self.table.digest(chunk.number))
+            return part if whole else None
+
+        return read
 
     def _copy(self, chunk: Chunk, part: memoryview) -> None:
         """Copy what *chunk* has in the file; its punched pages stay untouched, so they cost no memory either."""
@@ -110,7 +138,7 @@ class Pages:
         if self._last[0] != chunk.number:
             stored = host.pread(self.fd, chunk.length, chunk.offset)
             if not self._digester.matches(stored, self.table.digest(chunk.number)):
-                raise ImageError(f"{self.path}: guest memory is damaged", findings=[_finding(chunk)])
+                self._require_whole([chunk])
             self._last = (chunk.number, stored)
         return self._last[1]
 

@@ -53,7 +53,7 @@ PREAMBLE = (
     Field(40, "machine_id", "16s", "stays with a machine through all its snapshots"),
     Field(56, "", "8s", "zero; end of the part that every container version shares"),
     Field(64, "created_ns", "Q", "creation time, ns since 1970"),
-    Field(72, "parent_id", "16s", "snapshot that the machine was restored from, or zero"),
+    Field(72, "parent_id", "16s", "snapshot that the machine was restored from, or this one was made of, or zero"),
     Field(88, "snapshot_id", "16s", "this snapshot"),
     Field(104, "producer", "32s", "program that wrote the file, ASCII, zero-padded"),
     Field(136, "host_kernel", "64s", "kernel release of the host it was written on, ASCII, zero-padded"),

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from snapkit import host
 from snapkit.errors import ConfigError, InternalError
+from snapkit.restore.capture import Capture
 from snapkit.restore.target import Source
 from snapkit.restore.writer import WriteResult, memory_name, write_image
 from snapkit.state.machine import MachineState
@@ -45,7 +46,7 @@ def save_snapshot(
     return write_image(
         path,
         sections=sections,
-        memory=memory,
+        memory=Capture(memory),
         architecture=machine.architecture,
         release=current_release().release,
         machine_id=machine.machine_id,

@@ -3,24 +3,27 @@
 Memory is written first, because its digests go into the chunk table, whose digest goes into the preamble. Where
 everything lies is known before that: the lengths of manifest and table do not depend on the digests in them. (With a
 separate memory file the manifest holds that file's length, and is made after it.)
+
+Where memory comes from is not the writer's business: RAM of this process (`capture`), or another file's (`carry`).
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 
 from snapkit import host
 from snapkit.errors import ConfigError, ImageError, InternalError
 from snapkit.restore.atomic import TemporaryFile, check_target
-from snapkit.restore.capture import Capture, MemorySource, Progress
-from snapkit.restore.chunks import ENTRY_LEN
+from snapkit.restore.chunks import ENTRY_LEN, count_chunks
 from snapkit.restore.digest import Digester
 from snapkit.restore.manifest import (
     Fact,
     Manifest,
     MemoryEntry,
+    Region,
     SectionEntry,
     SeparateMemory,
     decode_manifest,
@@ -42,6 +45,19 @@ from snapkit.state.schema import SectionId, State, schema_of
 from snapkit.units import align_up
 
 _PLACE_ATTEMPTS = 8
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+
+class Memory(Protocol):
+    """What gives a file its memory, once. *written* (bytes) and *raw_chunks* say afterwards what it came to."""
+
+    regions: tuple[Region, ...]
+    raw_chunks: int
+    written: int
+
+    def write(self, fd: int, offset: int, digester: Digester, progress: Progress | None = None) -> tuple[bytes, int]:
+        """Write memory to *fd* from *offset* on; returns the chunk table and the end of memory in the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +72,7 @@ class WriteResult:
     memory_len: int
     """Of memory in its file, holes included."""
     written: int
-    """Bytes of memory in pages that are not all zero."""
+    """Bytes of memory that had to be written: pages of zeros are not, nor what two files share."""
     chunks: int
     raw_chunks: int
 
@@ -70,7 +86,7 @@ def write_image(
     path: str | os.PathLike[str],
     *,
     sections: Mapping[SectionId, State],
-    memory: Iterable[MemorySource],
+    memory: Memory,
     architecture: int,
     release: str,
     machine_id: bytes,
@@ -81,7 +97,6 @@ def write_image(
     producer: str = "snapkit",
     host_kernel: str | None = None,
     compress: bool = False,
-    absent_is_zero: bool = True,
     key: bytes | None = None,
     memory_path: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -91,14 +106,13 @@ def write_image(
 
     *facts* go into the manifest for people. With *key* all digests are keyed. With *memory_path* memory goes into that
     file, which must not exist (`memory_name` gives the usual name). *captured* is called as soon as guest memory is no
-    longer looked at, before the disk has it all: a paused guest may go on then. *absent_is_zero* as for `Capture`.
+    longer looked at, before the disk has it all: a paused guest may go on then.
 
     Raises ConfigError for what cannot be written so, HostError when the host fails; then *path* is as it was (or, when
     only the last step failed, the sync of its directory, whole and new) and nothing else is left behind.
     """
     target = os.fspath(path)
     digester = Digester(key)
-    capture = Capture(memory, digester, progress, absent_is_zero=absent_is_zero)
     parts = _Parts(sections, facts or {}, digester, compress=compress)
     separate = None if memory_path is None else os.fspath(memory_path)
     preamble = Preamble(
@@ -116,7 +130,7 @@ def write_image(
         manifest_len=0,
         manifest_digest=b"",
         chunks_offset=0,
-        chunks_len=capture.count * ENTRY_LEN,
+        chunks_len=count_chunks(memory.regions) * ENTRY_LEN,
         chunks_digest=b"",
         memory_offset=MEMORY_ALIGNMENT,
         memory_len=0,
@@ -125,9 +139,9 @@ def write_image(
     check_target(target)
     if separate is None:
         with TemporaryFile(target, bury=remove_memory_of) as snap:
-            end_of_sections = parts.place(MemoryEntry(regions=capture.regions))
+            end_of_sections = parts.place(MemoryEntry(regions=memory.regions))
             start = align_up(end_of_sections + preamble.chunks_len, MEMORY_ALIGNMENT)
-            table, end = capture.write(snap.fd, start)
+            table, end = memory.write(snap.fd, start, digester, progress)
             if captured is not None:
                 captured()
             preamble = _with(preamble, memory_offset=start, memory_len=end - start, chunks_digest=digester.of(table))
@@ -145,7 +159,7 @@ def write_image(
         ):
             if host.exists(separate):
                 raise ConfigError(f"{separate} exists already, and is never overwritten")
-            table, end = capture.write(pages.fd, MEMORY_ALIGNMENT)
+            table, end = memory.write(pages.fd, MEMORY_ALIGNMENT, digester, progress)
             if captured is not None:
                 captured()
             preamble = _with(preamble, memory_len=end - MEMORY_ALIGNMENT, chunks_digest=digester.of(table))
@@ -154,7 +168,7 @@ def write_image(
             recorded = SeparateMemory(
                 path=_relative(separate, target), length=end, chunk_table_digest=preamble.chunks_digest.hex()
             )
-            parts.place(MemoryEntry(regions=capture.regions, separate=recorded))
+            parts.place(MemoryEntry(regions=memory.regions, separate=recorded))
             head = parts.head(preamble, table)
             host.pwrite(snap.fd, head, 0)
             snap.sync()
@@ -172,9 +186,9 @@ def write_image(
         snapshot_id=preamble.snapshot_id,
         length=length,
         memory_len=preamble.memory_len,
-        written=capture.written,
-        chunks=capture.count,
-        raw_chunks=capture.raw_chunks,
+        written=memory.written,
+        chunks=count_chunks(memory.regions),
+        raw_chunks=memory.raw_chunks,
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from snapkit import host_memory
+from snapkit.restore.capture import Capture
 from snapkit.restore.save import save_snapshot
 from snapkit.restore.writer import write_image
 from snapkit.units import CHUNK_LEN, MIB, Hva
@@ -70,7 +71,7 @@ def test_writing_a_full_snapshot_against_cp(ram: Hva, tmp_path: Path, figures: F
             lambda: write_image(
                 snap,
                 sections={},
-                memory=[(0, ram, CP_MIB * MIB)],
+                memory=Capture([(0, ram, CP_MIB * MIB)]),
                 architecture=62,
                 release="0.1.0",
                 machine_id=bytes(16),

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from snapkit.restore.convert import Conversion
 from snapkit.restore.image import Image
-from snapkit.restore.writer import write_image
-from snapkit.state.converters import Refusal, convert_sections
+from snapkit.state.converters import Refusal
 from snapkit.state.releases import release_named
 from snapkit.state.resource_allocator import ResourceAllocatorState
 from snapkit.state.schema import SectionId, schema_of
@@ -20,23 +20,8 @@ CLAIMS = SectionId("resource-allocator", "0")
 
 def carry_down(path: Path, into: Path) -> Path:
     """Write the file at *path* as the first release would have; returns the new one."""
-    with Image.open(path) as image:
-        preamble = image.preamble
-        sections = convert_sections(image.sections().states, preamble.release, FIRST)
-        memory = [
-            (gpa, memoryview(bytearray(image.memory.read(gpa, length))), length) for gpa, length in image.memory.regions
-        ]
-        write_image(
-            into,
-            sections=sections,
-            memory=memory,
-            architecture=preamble.architecture,
-            release=FIRST,
-            machine_id=preamble.machine_id,
-            facts=image.manifest.machine,
-            created_ns=preamble.created_ns,
-            host_kernel=preamble.host_kernel,
-        )
+    with Conversion.open(str(path), FIRST) as conversion:
+        conversion.write(str(into))
     return into
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from snapkit.restore.capture import Capture
 from snapkit.restore.writer import WriteResult, write_image
 from snapkit.state.machine import MachineState
 from snapkit.state.memory_layout import MemoryLayoutState, RegionState
@@ -32,7 +33,8 @@ def save(path: Path | str, content: memoryview | None = None, **options: Any) ->
     """Write a machine with *content* as its RAM from 0, or with the regions in *memory*."""
     if content is None:
         content = ram(4 * MIB, {0: b"first", 3 * PAGE: b"fourth"})
-    memory = options.pop("memory", [(0, content, len(content))])
+    spans = options.pop("memory", [(0, content, len(content))])
+    memory = Capture(spans, absent_is_zero=options.pop("absent_is_zero", True))
     states = options.pop("sections", None) or sections(len(content))
     options = {"architecture": 62, "release": "0.1.0", "machine_id": MACHINE_ID, "facts": {"vcpus": 1}, **options}
     return write_image(path, sections=states, memory=memory, **options)

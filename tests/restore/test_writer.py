@@ -16,9 +16,8 @@ import pytest
 from snapkit import host
 from snapkit.errors import ConfigError, HostError, InternalError
 from snapkit.restore.image import Image
-from snapkit.restore.writer import write_image
 from snapkit.state.schema import SectionId
-from tests.restore.machines import MACHINE_ID, MIB, ram, save, sections
+from tests.restore.machines import MIB, ram, save, sections
 
 OLD = ram(4 * MIB, {0: b"old"})
 NEW = ram(4 * MIB, {0: b"new", 2 * MIB: b"newer"})
@@ -375,4 +374,4 @@ def test_a_view_of_another_length_than_said_is_our_bug(tmp_path):
 def test_a_section_under_the_name_of_another_kind_is_refused(tmp_path):
     wrong = {SectionId("pit", "0"): sections()[SectionId("machine", "0")]}
     with pytest.raises(ConfigError, match="pit/0 holds a machine"):
-        write_image(tmp_path / "x", sections=wrong, memory=[], architecture=62, release="0.1.0", machine_id=MACHINE_ID)
+        save(tmp_path / "x", sections=wrong)

@@ -2,7 +2,7 @@
 
 from snapkit.errors import Finding
 from snapkit.restore.check.sections import Findings, Index, Sections, invariant
-from snapkit.restore.manifest import Manifest
+from snapkit.restore.manifest import Fact, Manifest
 from snapkit.restore.pages import Pages
 from snapkit.restore.preamble import Preamble
 from snapkit.state.machine import EM_X86_64, MachineState
@@ -115,6 +115,15 @@ LABELS = "labels"
 LABELS_REASON = "Preamble and manifest say of a machine what it is: people and tools read it there and decide by it."
 
 
+def facts_of(machine: MachineState, layout: MemoryLayoutState) -> dict[str, Fact]:
+    """Return what a manifest repeats of a machine, for people."""
+    return {
+        "vcpus": machine.vcpu_count,
+        "memory": sum(region.length for region in layout.regions),
+        "cpu": machine.cpu_profile,
+    }
+
+
 def check_labels(sections: Sections, preamble: Preamble, manifest: Manifest) -> list[Finding]:
     """Return where preamble and manifest, which people and tools read, say something else than the machine itself."""
     machine, layout = sections.get(SectionId("machine", "0")), sections.get(SectionId("memory-layout", "0"))
@@ -124,11 +133,7 @@ def check_labels(sections: Sections, preamble: Preamble, manifest: Manifest) -> 
         ("preamble", "architecture", preamble.architecture, machine.architecture),
         ("preamble", "machine_id", preamble.machine_id.hex(), machine.machine_id.hex()),
     ]
-    facts: dict[str, object] = {
-        "vcpus": machine.vcpu_count,
-        "memory": sum(region.length for region in layout.regions),
-        "cpu": machine.cpu_profile,
-    }
+    facts = facts_of(machine, layout)
     labels += [("manifest", f"machine.{name}", manifest.machine.get(name, fact), fact) for name, fact in facts.items()]
     return [
         Finding(where, path, str(found), f"{wanted}, as the sections say", LABELS)
