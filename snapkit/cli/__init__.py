@@ -19,8 +19,12 @@ from snapkit.version import __version__
 COMMANDS = {
     "boot": "boot a kernel",
     "convert": "carry a snapshot to another release, up or down",
+    "decode": "give a section of a snapshot as JSON",
     "demo": "boot a tiny guest, snapshot it mid-work, restore it three times at once",
+    "diff": "say how two snapshots differ",
     "doctor": "say what this host can do, or whether it can run a snapshot",
+    "edit": "change values in a copy of a snapshot",
+    "encode": "make a section's bytes, or a snapshot with it, of JSON",
     "inspect": "show what is in a snapshot",
     "pause": "hold a running machine still",
     "restore": "run a snapshot",

@@ -8,7 +8,7 @@ import click
 from snapkit.cli import finding_data
 from snapkit.cli.keys import key_option, read_key
 from snapkit.cli.progress import shown_progress
-from snapkit.units import format_len
+from snapkit.cli.written import memory_text, written_data
 
 if TYPE_CHECKING:
     from snapkit.restore.convert import Change, Conversion
@@ -81,8 +81,7 @@ def _tell(conversion: "Conversion", out: str | None, done: "Rewritten | None") -
     if done is None:
         click.echo(f"{image.path} can be carried {steps}: {what} would change, nothing was written")
         return
-    how = "shared with the original" if done.shared else "copied"
-    click.echo(f"{out}: {steps}, {what} changed, {format_len(image.preamble.memory_len)} of memory {how}")
+    click.echo(f"{out}: {steps}, {what} changed, {memory_text(done)}")
 
 
 def _change_text(change: "Change") -> str:
@@ -108,20 +107,6 @@ def _as_data(conversion: "Conversion", done: "Rewritten | None") -> dict[str, An
     if done is not None:
         told["written"] = written_data(done)
     return told
-
-
-def written_data(done: "Rewritten") -> dict[str, Any]:
-    """Return what was written as ``--json`` gives it, of `convert` and of `edit`."""
-    return {
-        "path": done.written.path,
-        "memory_path": done.written.memory_path,
-        "release": done.release,
-        "snapshot_id": done.written.snapshot_id.hex(),
-        "parent_id": done.parent_id.hex(),
-        "memory": done.written.memory_len,
-        "memory_written": done.written.written,
-        "memory_shared": done.shared,
-    }
 
 
 def _tell_refused(file: str, release: str, refusal: "Refusal", *, as_json: bool) -> None:

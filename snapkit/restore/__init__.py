@@ -34,6 +34,9 @@ devices, and refuses nothing for it.
 The file itself is `image` (read), `writer` (write), `pages` (its memory), over `preamble`, `manifest` and `chunks`, one
 module per part of the layout; `atomic` and `orphans` see to what a killed writer leaves.
 
+`convert` and `edit` make a snapshot of a snapshot: other sections, checked as a restore checks them, over the same memory
+(`rewrite`, `carry`). The new file is another snapshot, with the old one as its parent. `diff` compares two.
+
 What a file may cost before it is refused is bounded by what it holds: a manifest of 1 MiB, sections of 16 MiB together
 once decompressed, and a chunk table for at most 1 TiB of RAM, 24 MiB. `verify` and a restore that copies memory read
 all of memory, as long as the file says that it is.
@@ -46,5 +49,5 @@ the repetition: the answer, and the verdict on a file that is restored again.
 Not done: values of MSRs, which KVM judges one by one when they are loaded (it names the one that it refuses), and
 whether the two PICs agree on their cascade; `compatible` does not compare those that say what a processor is
 (IA32_ARCH_CAPABILITIES). Images, TAPs and sockets are looked at in *claim*, not by a dry run. Features that a device
-offers are not compared with what this release knows of. Diff snapshots, `convert` and `edit`.
+offers are not compared with what this release knows of. Diff snapshots.
 """

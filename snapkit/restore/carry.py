@@ -53,7 +53,8 @@ class Carried:
 
     def _copy(self, fd: int, start: int, end: int, distance: int, progress: Progress | None) -> None:
         by_kernel = True
-        for at, stop in host.data_ranges(self._pages.fd, start, end):
+        for first, stop in host.data_ranges(self._pages.fd, start, end):
+            at = first
             while at < stop:
                 done = 0
                 if by_kernel:

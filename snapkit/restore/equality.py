@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import msgspec
-
 from snapkit.errors import Finding
 from snapkit.state.codec import checked, encode
+from snapkit.state.diff import state_differences
 from snapkit.state.kvm_clock import KvmClockState
 from snapkit.state.schema import SectionId, State
 from snapkit.state.spec import lapic
@@ -154,27 +153,7 @@ def _compare(section: SectionId, before: State, after: State, passed: Elapsed) -
                 got = "gone back" if reading.advance > _U64 >> 1 else f"{reading.advance} later"
                 yield Finding(str(section), reading.path, got, f"at most {reading.allowed} later", "equal.clocks")
     if encode(before) != encode(after):
-        old, new = (msgspec.to_builtins(state, builtin_types=(bytes,)) for state in (before, after))
-        for path, was, now in _walk(old, new, ""):
+        for difference in state_differences(before, after, ""):
+            path = difference.path.removeprefix(".")
+            was, now = difference.text(difference.before), difference.text(difference.after)
             yield Finding(str(section), path, now, was, "equal.bytes")
-
-
-def _walk(before: Any, after: Any, path: str) -> Iterator[tuple[str, str, str]]:
-    """Yield (path, before, after) of every leaf that differs, as a person reads it."""
-    if isinstance(before, dict) and isinstance(after, dict) and before.keys() == after.keys():
-        for name in before:
-            yield from _walk(before[name], after[name], f"{path}.{name}".removeprefix("."))
-    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
-        for index, (old, new) in enumerate(zip(before, after, strict=True)):
-            yield from _walk(old, new, f"{path}[{index}]")
-    elif isinstance(before, bytes) and isinstance(after, bytes) and len(before) == len(after):
-        for at, (old, new) in enumerate(zip(before, after, strict=True)):
-            if old != new:
-                yield f"{path}[{at}]", f"{old:#04x}", f"{new:#04x}"
-    elif before != after:
-        yield path, _shown(before), _shown(after)
-
-
-def _shown(value: Any) -> str:
-    text = hex(value) if type(value) is int else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -39,6 +39,20 @@ class Pages:
         """Return what lies in the file, as (gpa, length, file offset, first chunk): one mapping each; the rest is zero."""
         return self.table.runs
 
+    def joined(self) -> list[tuple[int, int]]:
+        """Return the regions, those that touch made one."""
+        joined: list[tuple[int, int]] = []
+        for gpa, length in self.regions:
+            if joined and sum(joined[-1]) == gpa:
+                joined[-1] = (joined[-1][0], joined[-1][1] + length)
+            else:
+                joined.append((gpa, length))
+        return joined
+
+    def digests_agree(self, other: "Pages") -> bool:
+        """Return whether equal digests in both say equal content."""
+        return self._digester.agrees_with(other._digester)
+
     def read(self, gpa: int, length: int) -> bytes:
         """Return *length* bytes at *gpa*, their chunks checked.
 
@@ -46,7 +60,7 @@ class Pages:
         """
         if length <= 0:
             return b""
-        if not any(start <= gpa and gpa + length <= start + size for start, size in self._joined()):
+        if not any(start <= gpa and gpa + length <= start + size for start, size in self.joined()):
             raise ImageError(f"guest memory {_range(gpa, length)} is read, but not all of it is RAM")
         parts: list[bytes] = []
         end = gpa + length
@@ -141,16 +155,6 @@ class Pages:
                 self._require_whole([chunk])
             self._last = (chunk.number, stored)
         return self._last[1]
-
-    def _joined(self) -> list[tuple[int, int]]:
-        """Regions, those that touch made one."""
-        joined: list[tuple[int, int]] = []
-        for gpa, length in self.regions:
-            if joined and sum(joined[-1]) == gpa:
-                joined[-1] = (joined[-1][0], joined[-1][1] + length)
-            else:
-                joined.append((gpa, length))
-        return joined
 
     def _check(
         self, chunks: Iterator[Chunk], damaged: Callable[[Chunk], bool], progress: Progress | None

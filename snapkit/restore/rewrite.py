@@ -9,6 +9,7 @@ snapshot's id.
 The original is opened read-only, and never replaced by what is made of it.
 """
 
+import os
 from collections.abc import Mapping
 
 import msgspec
@@ -60,8 +61,12 @@ def check_place(image: Image, path: str) -> None:
     check_target(path)
     try:
         there = host.stat_path(path)
-    except HostError:
-        return  # nothing is there
+    except HostError:  # nothing is there; there must be where to put it
+        try:
+            host.stat_path(os.path.dirname(path) or ".")
+        except HostError as error:
+            raise ConfigError(f"{path} cannot be written: {os.strerror(error.errno).lower()}") from error
+        return
     for fd, what in ((image.fd, "the snapshot"), (image.memory.fd, "the memory of the snapshot")):
         status = host.fstat(fd)
         if (status.st_dev, status.st_ino) == (there.st_dev, there.st_ino):

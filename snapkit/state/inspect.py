@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from snapkit.bits import Field as Bits
 from snapkit.errors import ConfigError
 from snapkit.state.schema import SectionId, State
 from snapkit.state.shape import Fields, Int, Items, Maybe, Shape, shape_of
@@ -29,11 +30,13 @@ _BYTES_SHOWN, _ITEMS_SHOWN, _LINE_LEN = 16, 8, 110
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A value inside a State, with its full *path* and its *shape*."""
+    """A value inside a State, with its full *path* and its *shape*; *within* which other, and how to get from there."""
 
     path: str
     value: Any
     shape: Shape
+    within: "Located | None" = None
+    step: str | int | Bits | None = None
 
 
 def split_path(text: str) -> tuple[SectionId, str]:
@@ -83,45 +86,48 @@ def look_up(sections: Mapping[SectionId, State], path: str) -> Located:
     return locate(sections[where], rest, where=str(where))
 
 
-def _bare(shape: Shape, value: object) -> Shape:
+def bare(shape: Shape, value: object) -> Shape:
+    """Return the shape of what is there: of a value that may be absent and is not, the value's own."""
     return shape.inner if isinstance(shape, Maybe) and value is not None else shape
 
 
 def _field(here: Located, name: str) -> Located:
-    shape = _bare(here.shape, here.value)
+    shape = bare(here.shape, here.value)
     if isinstance(shape, Fields):
         field = shape.field(name)
         if field is not None:
-            return Located(f"{here.path}.{name}", getattr(here.value, name), field.shape)
+            return Located(f"{here.path}.{name}", getattr(here.value, name), field.shape, here, name)
         names = ", ".join(field.name for field in shape.fields)
         raise ConfigError(f"{here.path} has no field {name}, it has {names}")
     if isinstance(shape, Int) and shape.register is not None:
         for bits in shape.register.fields:
             if bits.name == name:
                 top = (1 << (bits.msb - bits.lsb + 1)) - 1
-                return Located(f"{here.path}.{name}", bits.get(here.value), Int(minimum=0, maximum=top, doc=bits.doc))
+                field_shape = Int(minimum=0, maximum=top, doc=bits.doc)
+                return Located(f"{here.path}.{name}", bits.get(here.value), field_shape, here, bits)
         names = ", ".join(bits.name for bits in shape.register.fields)
         raise ConfigError(f"{here.path} has no field {name}, the register {shape.register.__name__} has {names}")
     raise ConfigError(f"{here.path} is {_brief(shape, here.value)}, it has no field {name}")
 
 
 def _item(here: Located, selector: str) -> Located:
-    shape = _bare(here.shape, here.value)
+    shape = bare(here.shape, here.value)
     if not isinstance(shape, Items):
         raise ConfigError(f"{here.path} is {_brief(shape, here.value)}, it has no items")
-    number = _number(selector)
+    number = number_of(selector)
     if number is not None:
         if not 0 <= number < len(here.value):
             raise ConfigError(f"{here.path} has {len(here.value)} items, there is no [{selector}]")
-        return Located(f"{here.path}[{number}]", here.value[number], shape.item)
+        return Located(f"{here.path}[{number}]", here.value[number], shape.item, here, number)
     found = [index for index, value in enumerate(here.value) if _selects(selector, shape.item, value)]
     if len(found) != 1:
         which = f"{len(found)} items, like [{found[0]}] and [{found[1]}]" if found else "no item"
         raise ConfigError(f"{here.path} has {which} for [{selector}], of {len(here.value)}")
-    return Located(f"{here.path}[{found[0]}]", here.value[found[0]], shape.item)
+    return Located(f"{here.path}[{found[0]}]", here.value[found[0]], shape.item, here, found[0])
 
 
-def _number(text: str) -> int | None:
+def number_of(text: str) -> int | None:
+    """Read a number as paths have them, decimal or ``0x``; None for what is none."""
     return int(text, 0) if re.fullmatch(r"0[xX][0-9a-fA-F]{1,16}|0|[1-9][0-9]{0,19}", text) else None
 
 
@@ -138,7 +144,7 @@ def _selects(selector: str, shape: Shape, value: object) -> bool:
         name, _, wanted = part.strip().partition("=")
         if shape.field(name) is None:
             return False
-        there, number = getattr(value, name), _number(wanted)
+        there, number = getattr(value, name), number_of(wanted)
         if there != (wanted if number is None else number) and named.get(name, {}).get(there) != wanted:
             return False
     return True
@@ -168,7 +174,7 @@ def tree(located: Located, *, whole: bool = False) -> Iterator[str]:
 
 def show_scalar(shape: Shape, value: Any, *, whole: bool = False) -> str:
     """Write one value, not a State or a list, for people."""
-    shape = _bare(shape, value)
+    shape = bare(shape, value)
     if isinstance(value, bytes):
         return _show_bytes(value, whole)
     if isinstance(shape, Int):
@@ -210,7 +216,7 @@ def _brief(shape: Shape, value: Any) -> str:
 
 
 def _lines(name: str, shape: Shape, value: Any, indent: str, whole: bool) -> Iterator[str]:
-    shape = _bare(shape, value)
+    shape = bare(shape, value)
     match shape:
         case Fields(fields=fields):
             if indent and _is_flat(shape):

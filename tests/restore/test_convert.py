@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ KEY, OTHER_KEY = b"k" * 32, b"o" * 32
 MARKS = {0: b"first", 3 * 4096: b"fourth", 2 * MIB + 8192: b"second chunk"}
 
 
-def snapshot(path: Path, **options: object) -> Path:
+def snapshot(path: Path, **options: Any) -> Path:
     """Write a machine with memory in two chunks, most of their pages zero."""
     states = fresh_machine(None)
     content = ram(RAM_LEN, {at: mark for at, mark in MARKS.items() if at < RAM_LEN})
@@ -158,7 +159,12 @@ def test_memory_carried_to_another_key_has_new_digests_and_damage_is_not_signed(
     path = snapshot(tmp_path / "vm.snap")
     states = fresh_machine(None)
     with Image.open(path) as image:
-        options = {"sections": states, "machine_id": image.preamble.machine_id, "architecture": 62, "release": NEWEST}
+        options: dict[str, Any] = {
+            "sections": states,
+            "machine_id": image.preamble.machine_id,
+            "architecture": 62,
+            "release": NEWEST,
+        }
         write_image(tmp_path / "keyed.snap", memory=Carried(image.memory), key=KEY, **options)
         assert holds(tmp_path / "keyed.snap", KEY) == holds(path)
         (chunk, *_) = image.memory.table.chunks()

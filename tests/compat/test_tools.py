@@ -1,19 +1,23 @@
-"""Every stored golden is carried to every release: it is there, sound, and the same on its way back; or it is refused."""
+"""Every stored golden by the tools: carried to every release and back, or refused; every section to JSON and back."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from snapkit.restore.convert import Conversion
+from snapkit.restore.diff import compare
 from snapkit.restore.image import Image
 from snapkit.restore.restore import prepare
+from snapkit.state.codec import encode
 from snapkit.state.converters import Refusal
+from snapkit.state.document import from_document, to_document
 from snapkit.state.releases import release_named, releases
-from snapkit.state.schema import schema_of
+from snapkit.state.schema import SectionId, schema_of
 from tests.compat.tree import CACHE, ROOT
 from tools import golden, stored
 
-GOLDENS = [(release, about) for release, about in stored.goldens(ROOT)]
+GOLDENS = list(stored.goldens(ROOT))
 
 
 def payloads(path: Path) -> dict[str, bytes]:
@@ -21,8 +25,13 @@ def payloads(path: Path) -> dict[str, bytes]:
         return {entry.path: image.payload(entry) for entry in image.entries}
 
 
+EVERY_GOLDEN = pytest.mark.parametrize(
+    ("release", "about"), GOLDENS, ids=[f"{release}-{about.name}" for release, about in GOLDENS]
+)
+
+
 @pytest.mark.parametrize("target", [release.release for release in releases()])
-@pytest.mark.parametrize(("release", "about"), GOLDENS, ids=[f"{release}-{about.name}" for release, about in GOLDENS])
+@EVERY_GOLDEN
 def test_a_golden_is_carried_to_a_release_and_back_or_refused_by_what_it_uses(release, about, target, tmp_path):
     path = golden.unpack(ROOT / golden.FOLDER / release, about, CACHE / "golden")
     there, back = tmp_path / "there.snap", tmp_path / "back.snap"
@@ -47,3 +56,27 @@ def test_a_golden_is_carried_to_a_release_and_back_or_refused_by_what_it_uses(re
     with Conversion.open(str(there), release) as conversion:
         conversion.write(str(back))
     assert payloads(back) == payloads(path)
+
+
+@EVERY_GOLDEN
+def test_every_section_of_a_golden_goes_to_json_and_back_to_its_bytes(release, about):
+    path = golden.unpack(ROOT / golden.FOLDER / release, about, CACHE / "golden")
+    with Image.open(path) as image:
+        states = image.sections().states
+        assert len(states) == len(image.entries)
+        for entry in image.entries:
+            section = SectionId(entry.kind, entry.instance)
+            content = json.dumps(to_document(section, states[section])).encode()
+            assert json.loads(content)["version"] == entry.version
+            again, state = from_document(content)
+            assert (again, encode(state)) == (section, image.payload(entry))
+
+
+@EVERY_GOLDEN
+def test_a_golden_is_equal_to_what_it_is_converted_to(release, about, tmp_path):
+    path = golden.unpack(ROOT / golden.FOLDER / release, about, CACHE / "golden")
+    target = "0.1.0" if about.transport == "none" else "0.2.0"
+    with Conversion.open(str(path), target) as conversion:
+        conversion.write(str(tmp_path / "there.snap"))
+    with Image.open(path) as before, Image.open(tmp_path / "there.snap") as after:
+        assert not compare(before, after)
