@@ -145,15 +145,26 @@ def check_target(path: str) -> None:
     if not os.path.basename(path) or "\0" in path:
         raise ConfigError(f"{path!r} is no name for a file")
     try:
-        mode = host.stat_path(path).st_mode
-    except HostError as error:
-        if error.errno in {errno.ENOENT, errno.ELOOP}:
+        mode = _mode_of(path)
+        if mode is None:
+            host.stat_path(os.path.dirname(path) or ".")
             return
+    except HostError as error:
         if error.errno in _BAD_PLACE:
             raise ConfigError(f"{path} cannot be written: {os.strerror(error.errno).lower()}") from error
         raise
     if not host.is_regular(mode):
         raise ConfigError(f"{path} cannot be written: it is {host.file_type(mode)}")
+
+
+def _mode_of(path: str) -> int | None:
+    """Return what *path* is; None where nothing is, or a symbolic link to nothing, which is replaced."""
+    try:
+        return host.stat_path(path).st_mode
+    except HostError as error:
+        if error.errno in {errno.ENOENT, errno.ELOOP}:
+            return None
+        raise
 
 
 def sync_directory(path: str) -> None:

@@ -9,7 +9,7 @@ snapshot's id.
 The original is opened read-only, and never replaced by what is made of it.
 """
 
-import os
+import errno
 from collections.abc import Mapping
 
 import msgspec
@@ -61,11 +61,9 @@ def check_place(image: Image, path: str) -> None:
     check_target(path)
     try:
         there = host.stat_path(path)
-    except HostError:  # nothing is there; there must be where to put it
-        try:
-            host.stat_path(os.path.dirname(path) or ".")
-        except HostError as error:
-            raise ConfigError(f"{path} cannot be written: {os.strerror(error.errno).lower()}") from error
+    except HostError as error:
+        if error.errno not in {errno.ENOENT, errno.ELOOP}:
+            raise
         return
     for fd, what in ((image.fd, "the snapshot"), (image.memory.fd, "the memory of the snapshot")):
         status = host.fstat(fd)
