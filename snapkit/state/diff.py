@@ -21,6 +21,8 @@ ABSENT: Final = msgspec.UNSET
 _JOIN_LEN = 4
 """Ranges of bytes that are less than this apart are told as one."""
 _SHOWN_LEN = 80
+_MATCH_MAX = 1 << 20
+"""Pairs of items that are looked at to find what was put in or taken out; beyond it only the places count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +121,10 @@ def _pairs(item: Shape, before: list[Any], after: list[Any]) -> Iterator[tuple[i
         if [len(each) for each in places] == [len(before), len(after)]:
             yield from ((places[0].get(name), places[1].get(name)) for name in dict.fromkeys((*places[0], *places[1])))
             return
-    if len(before) == len(after):
-        yield from ((at, at) for at in range(len(before)))
+    shorter, longer = sorted((len(before), len(after)))
+    if shorter == longer or shorter * longer > _MATCH_MAX:
+        for at in range(longer):
+            yield at if at < len(before) else None, at if at < len(after) else None
         return
     old_items, new_items = ([msgspec.msgpack.encode(value) for value in each] for each in (before, after))
     matcher = SequenceMatcher(None, old_items, new_items, autojunk=False)

@@ -64,11 +64,12 @@ def test_memory_of_the_process_beside_guest_ram(snapshots: Snapshots, figures: F
 
 def test_cold_start_to_the_first_guest_output(snapshots: Snapshots, figures: Figures):
     small, large = snapshots.chatter(128), snapshots.chatter(4096)
-    bare, libraries, inspect, cold_small, cold_large = medians(
+    bare, libraries, inspect, inspect_large, cold_small, cold_large = medians(
         ROUNDS,
         lambda: done_ms(PYTHON, "-c", "pass"),
         lambda: done_ms(PYTHON, "-c", "import msgspec, click"),
         lambda: done_ms(*snapkit("inspect", small)),
+        lambda: done_ms(*snapkit("inspect", large)),
         lambda: first_output_ms(*snapkit("restore", small)),
         lambda: first_output_ms(*snapkit("restore", large)),
     )
@@ -81,6 +82,7 @@ def test_cold_start_to_the_first_guest_output(snapshots: Snapshots, figures: Fig
                 ("python -c pass", bare),
                 ("python -c 'import msgspec, click'", libraries),
                 ("snapkit inspect FILE", inspect),
+                ("snapkit inspect FILE, 4 GiB", inspect_large),
                 (f"snapkit restore, first output, {128 * MIB >> 20} MiB", cold_small),
                 ("snapkit restore, first output, 4 GiB", cold_large),
             )

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -279,6 +280,59 @@ def test_whichever_call_fails_the_new_file_is_absent_or_whole_and_the_original_u
         pytest.fail("a conversion has more than 200 calls")
     assert outcomes == {"written", "refused"}
     assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def kill_before_each_call(folder: Path) -> None:
+    """Convert ``vm.snap`` in *folder*, killed before its first, second, ... system call; prints how often it was."""
+    path, out = folder / "vm.snap", folder / "older.snap"
+    content, memory, kills = path.read_bytes(), holds(path), 0
+    while True:
+        pid = os.fork()
+        if not pid:
+            calls = 0
+
+            def die(_call: str, _arguments: object, at: int = kills) -> None:
+                nonlocal calls
+                if calls == at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                calls += 1
+
+            try:
+                with host.inject(die):
+                    convert(path, out)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert code in {0, -signal.SIGKILL}, code
+        assert path.read_bytes() == content
+        if out.exists():
+            assert holds(out) == memory
+            with Image.open(out) as image:
+                separate = image.manifest.memory.separate
+            left = {"older.snap", *([separate.path] if separate else [])}
+            assert left <= set(names(folder))
+            out.unlink()
+            for name in left - {"older.snap"}:
+                (folder / name).unlink()
+        if not code:
+            break
+        kills += 1
+    assert names(folder) == sorted({"vm.snap", *(["vm.mem"] if (folder / "vm.mem").exists() else [])}), "leftovers"
+    print(kills)
+
+
+@pytest.mark.parametrize("shape", ["whole", "separate"])
+def test_killed_before_each_system_call_the_new_file_is_absent_or_whole_and_the_next_one_cleans_up(tmp_path, shape):
+    snapshot(tmp_path / "vm.snap", **({"memory_path": tmp_path / "vm.mem"} if shape == "separate" else {}))
+    code = "import sys; from pathlib import Path; from tests.restore import test_convert as t\n"
+    code += "t.kill_before_each_call(Path(sys.argv[1]))"
+    words = [sys.executable, "-c", code, tmp_path]
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=200, check=False, cwd=Path(__file__).parents[2]
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 20
 
 
 def test_a_disk_that_fills_up_leaves_what_was_there(tmp_path):

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapkit.state.diff import ABSENT, _ranges, differences
+from snapkit.state.diff import ABSENT, _pairs, _ranges, differences
 from snapkit.state.resource_allocator import ResourceAllocatorState
 from snapkit.state.schema import SectionId, State
 from snapkit.state.serial_16550 import SerialState
+from snapkit.state.shape import shape_of
 from snapkit.state.vcpu_x86_64 import Msr, VcpuState
 from tests.restore.device_machine import busy_machine, fresh_machine
 
@@ -90,6 +91,11 @@ def test_a_claim_put_in_or_taken_out_is_one_difference():
     before, after = changed(CLAIMS, claims=claims[1:])
     (new,) = differences(after, before)
     assert (new.path, new.before, new.after) == (f"{CLAIMS}.claims[0]", ABSENT, claims[0])
+
+
+def test_lists_too_long_to_be_searched_are_compared_by_place():
+    long, longer = [0] * 3000, [0] * 3001
+    assert list(_pairs(shape_of(SerialState), long, longer)) == [*((at, at) for at in range(3000)), (None, 3000)]
 
 
 def test_a_section_that_only_one_machine_has_is_one_difference():
