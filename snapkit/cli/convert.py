@@ -25,7 +25,18 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="What was done, or is in the way, as JSON.")
 @key_option
-def convert(file: str, out: str | None, release: str, checking: bool, as_json: bool, key_file: str | None) -> int:
+@click.option(
+    "--new-key-file", metavar="K", help="Key OUT with this instead; all of memory is read and checked for it."
+)
+def convert(
+    file: str,
+    out: str | None,
+    release: str,
+    checking: bool,
+    as_json: bool,
+    key_file: str | None,
+    new_key_file: str | None,
+) -> int:
     """Write the machine in FILE to OUT as RELEASE would have written it. FILE is never modified.
 
     Memory is not touched: OUT shares it with FILE where the file system can (XFS, Btrfs), else it is copied with its
@@ -46,7 +57,7 @@ def convert(file: str, out: str | None, release: str, checking: bool, as_json: b
 
     if out is None and not checking:
         raise click.UsageError("OUT is missing: where to write to (or --check)")
-    key = read_key(key_file)
+    key, new_key = read_key(key_file), read_key(new_key_file)
     try:
         conversion = Conversion.open(file, release, key=key)
     except Refusal as refusal:
@@ -62,7 +73,7 @@ def convert(file: str, out: str | None, release: str, checking: bool, as_json: b
         done = None
         if not checking and out is not None:
             with shown_progress("memory") as progress:
-                done = conversion.write(out, progress=progress)
+                done = conversion.write(out, new_key=new_key, progress=progress)
         if as_json:
             click.echo(json.dumps(_as_data(conversion, done)))
         else:

@@ -59,15 +59,18 @@ class Conversion:
         """Refuse, with ConfigError, a *path* that `write` would refuse before it writes anything."""
         check_place(self.image, path)
 
-    def write(self, path: str, *, progress: Progress | None = None) -> Rewritten:
-        """Write what the snapshot becomes to *path*, keyed as it is. Raises as `rewrite` does."""
+    def write(self, path: str, *, new_key: bytes | None = None, progress: Progress | None = None) -> Rewritten:
+        """Write what the snapshot becomes to *path*, keyed as it is, or with *new_key*; raises as `rewrite` does.
+
+        For another key all of memory is read, and ImageError raised when it is damaged: damage must not be signed.
+        """
         return rewrite(
             self.image,
             path,
             self.sections,
             release=self.release,
             current=self._current,
-            key=self._key,
+            key=self._key if new_key is None else new_key,
             progress=progress,
         )
 

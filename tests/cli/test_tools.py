@@ -123,6 +123,22 @@ def test_keyed_files_go_through_every_verb_with_their_key(tmp_path):
         assert isinstance(fails(*verb), ImageError)
 
 
+def test_convert_keys_a_file_anew(tmp_path):
+    (tmp_path / "key").write_bytes(KEY)
+    path = snapshot(tmp_path / "vm.snap")
+    run("convert", path, tmp_path / "keyed.snap", "--to", "0.3.0", "--new-key-file", tmp_path / "key")
+    assert isinstance(fails("verify", tmp_path / "keyed.snap"), ImageError)
+    run("verify", tmp_path / "keyed.snap", "--key-file", tmp_path / "key")
+    with Image.open(path) as image:
+        (chunk, *_) = image.memory.table.chunks()
+    with path.open("r+b") as file:
+        file.seek(chunk.offset)
+        file.write(b"damaged")
+    words = ("convert", path, tmp_path / "signed.snap", "--to", "0.3.0", "--new-key-file", tmp_path / "key")
+    assert isinstance(fails(*words), ImageError)
+    assert names(tmp_path) == ["key", "keyed.snap", "vm.snap"]
+
+
 def test_diff_exits_with_1_and_lists_values_and_pages(tmp_path):
     path = snapshot(tmp_path / "a.snap")
     run("edit", path, "serial-16550/0.lcr.DLAB=1", "-o", tmp_path / "b.snap")
