@@ -2,7 +2,7 @@
 
 `snapkit.state.preview_converters` tells the history that this belongs to. Version 1 holds the receive buffers that the
 card had taken from its ring and parsed before a packet came for them; version 2 is of a card that gives them back before
-it is saved (VIRTIO 1.3, section 2.7.13: a device need not take what is available). Nothing of a parsed buffer is lost so:
+it is saved (queues: VIRTIO 1.3, section 2.7; the card: 5.1). Nothing of a parsed buffer is lost so:
 it lies in guest memory and is parsed again, which is why the upgrade only rolls `next_avail` back.
 """
 
