@@ -27,6 +27,7 @@ from snapkit.restore.writer import Progress, WriteResult, memory_name, write_ima
 from snapkit.state.converters import Sections, upgrade_sections
 from snapkit.state.machine import MachineState
 from snapkit.state.memory_layout import MemoryLayoutState
+from snapkit.state.releases import release_named
 from snapkit.state.schema import SectionId, State
 from snapkit.version import __version__
 
@@ -101,7 +102,7 @@ def rewrite(
         sections=sections,
         memory=memory,
         architecture=machine.architecture,
-        release=release,
+        release=release_named(release).written_as,
         machine_id=machine.machine_id,
         snapshot_id=snapshot_id,
         parent_id=image.preamble.snapshot_id,

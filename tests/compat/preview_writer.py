@@ -22,6 +22,7 @@ import msgspec
 from msgspec.structs import replace
 
 from snapkit import host
+from snapkit.restore.capture import Capture
 from snapkit.restore.writer import write_image
 from snapkit.state.pci_function import PciFunctionState, bar_pointed
 from snapkit.state.pci_msix import PciMsixState
@@ -238,7 +239,7 @@ def _write(rig: Rig, number: int, folder: Path, scratch: Path) -> Golden:
     write_image(
         path,
         sections=sections_of(live, number),
-        memory=rig.machine.memory_spans(),
+        memory=Capture(rig.machine.memory_spans()),
         architecture=rig.machine.state.architecture,
         release=f"vpci-preview-{number}",
         machine_id=rig.machine.state.machine_id,
