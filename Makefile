@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 # What is missing is skipped and named, unless it is required: SNAPKIT_REQUIRE=kvm,lab
 export SNAPKIT_REQUIRE ?=
 
-.PHONY: release demo test test-all test-rest lint setup schemas bench soak clean
+.PHONY: matrix matrix-extend release demo test test-all test-rest lint setup schemas bench soak clean
 
 demo: $(VENV)/stamp  ## boot, snapshot and restore a tiny guest; in the lab's machine where there is no /dev/kvm
 	@$(BIN)/python tests/lab/demo.py
@@ -16,7 +16,7 @@ test: setup lint  ## everything but the long lab scenarios; at most 12 minutes o
 	$(PYTEST) -m "not soak and not bench and not lab"
 	$(call lab,smoke)
 
-test-rest: setup  ## what test-all adds to test
+test-rest: setup matrix  ## what test-all adds to test
 	$(call lab,lab and not smoke and not soak)
 
 # Exit code 75: the emulated host died, not a test (tests/lab/outer.py, OuterDiedError). Said aloud; a new one goes on with
@@ -36,6 +36,12 @@ lint: $(VENV)/stamp
 
 schemas: $(VENV)/stamp  ## write schemas/ anew from the States
 	$(BIN)/snapkit schema generate
+
+matrix: $(VENV)/stamp  ## every stored snapshot under every release; at most 6 minutes on 2 cores
+	$(BIN)/snapkit matrix
+
+matrix-extend: $(VENV)/stamp  ## decide by running what is new in the matrix, for people to review
+	$(BIN)/python -m tools.matrix --extend
 
 release: lint  ## freeze what is worked on: schemas, goldens, wheel; or say what is missing
 	$(BIN)/python -m tools.release

@@ -34,7 +34,7 @@ KEPT = "it was written by that release and cannot be made again: take it back fr
 _WRITE_S = 120
 _GO_ON = 3
 _DISK_LEN = 64 << 10
-_TAP = "tap0"
+TAP = "tap0"
 _CID = 3
 _DEVICES = {"disk": "root", "net": "eth0", "vsock": "v0"}
 
@@ -202,7 +202,7 @@ def host_ends(folder: Path, golden: Golden, into: Path, sockets: Path | None = N
         path = into / f"{golden.name}.{disk.id}.img"
         path.write_bytes(_unpacked(folder, disk))
         ends[disk.id] = {"path": str(path)}
-    ends |= {ident: {"tap": _TAP} for ident in golden.nets}
+    ends |= {ident: {"tap": TAP} for ident in golden.nets}
     ends |= {ident: {"uds": str((sockets or into) / f"{ident}.sock")} for ident in golden.vsocks}
     return ends
 
@@ -211,16 +211,23 @@ def restore_words(
     snapkit: Sequence[str], path: Path, golden: Golden, ends: Mapping[str, Mapping[str, str]]
 ) -> list[str]:
     """Return the command that restores the file at *path* with the command *snapkit* and these host ends."""
-    words = [*snapkit, "restore", str(path)]
+    words = [*snapkit, "restore", str(path), *end_words(golden, ends)]
+    return among_taps(words) if golden.nets else words
+
+
+def end_words(golden: Golden, ends: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Return the options of `restore` that ask for these host ends."""
+    words = []
     named = [("--disk", [disk.id for disk in golden.disks]), ("--net", golden.nets), ("--vsock", golden.vsocks)]
     for option, ids in named:
         for ident in ids:
             words += [option, ",".join([f"id={ident}", *(f"{key}={value}" for key, value in ends[ident].items())])]
-    return _among_taps(words) if golden.nets else words
+    return words
 
 
-def _among_taps(words: list[str]) -> list[str]:
-    return [sys.executable, str(Path(tap.__file__).resolve()), _TAP, "--", *words]
+def among_taps(words: list[str]) -> list[str]:
+    """Return the command that runs *words* where the TAPs of `host_ends` are."""
+    return [sys.executable, str(Path(tap.__file__).resolve()), TAP, "--", *words]
 
 
 def write(snapkit: Sequence[str], folder: Path, guests: Mapping[str, Path], *, release: str, date: str) -> Manifest:
@@ -239,7 +246,7 @@ def write(snapkit: Sequence[str], folder: Path, guests: Mapping[str, Path], *, r
             until = ["--snapshot-when", recipe.snapshot_when, "--snapshot-to", str(snap), "--then", "stop"]
             bound = ["--timeout", str(_WRITE_S)]
             words = [*snapkit, "boot", str(elf), *machine, "--serial", f"file:{serial}", *until, *bound]
-            run(_among_taps(words) if "net" in recipe.options else words, scratch)
+            run(among_taps(words) if "net" in recipe.options else words, scratch)
             lines = serial.read_text().split("\n")
             content = snap.read_bytes()
             golden = Golden(
@@ -286,7 +293,7 @@ def _asked(recipe: Recipe, scratch: Path) -> list[str]:
     image.write_bytes(bytes(_DISK_LEN))
     said = {
         "disk": f"id={_DEVICES['disk']},path={image}",
-        "net": f"id={_DEVICES['net']},tap={_TAP}",
+        "net": f"id={_DEVICES['net']},tap={TAP}",
         "vsock": f"id={_DEVICES['vsock']},cid={_CID},uds={scratch / recipe.name}.sock",
     }
     words = ["--transport", recipe.transport]

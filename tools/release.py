@@ -6,8 +6,9 @@
 First everything is looked at, and every reason to refuse is told at once, each with what to do. Then, in a copy of the
 tracked files: the version loses its ``.dev0``, ``schemas/releases.json`` gets the date and the digests of the schema files,
 the law is checked once more, the wheel is built twice (the same bytes), installed with its pinned packages into an
-environment of its own, and *that program* writes the goldens on ``/dev/kvm`` and restores them. The last step moves the
-results into the checkout; whatever fails before or in it leaves the checkout as it was. Committing is left to a person.
+environment of its own, and *that program* writes the goldens on ``/dev/kvm`` and restores them. The matrix gets its row and
+its column: every release is given the new goldens, the new one all others, and what comes out is decided, unless it is
+against the law; then there is no release. The last step moves the results into the checkout; whatever fails before or in it leaves the checkout as it was. Committing is left to a person.
 
 The date comes from the heading of the release in CHANGELOG.md and is also the time of the files in the wheel, so that the
 same tree gives the same wheel on any day.
@@ -34,10 +35,12 @@ from snapkit.errors import SnapkitError
 from snapkit.guests import build
 from snapkit.state.law import committed_files, violations
 from snapkit.state.releases import Release, freeze, render
-from tools import golden, stored, tap, wheels
+from tools import decided, golden, matrix, matrix_view, stored, tap, wheels
 
 ROOT = Path(__file__).resolve().parents[1]
 VERSION, CHANGELOG, RELEASES = Path("snapkit/version.py"), Path("CHANGELOG.md"), Path("schemas/releases.json")
+CHANGED = (VERSION, RELEASES, decided.FILE, matrix_view.README)
+"""What a release changes; beside these it only adds."""
 KVM = "/dev/kvm"
 PLANNED = re.compile(r"(\d+\.\d+\.\d+)\.dev0")
 
@@ -71,6 +74,8 @@ def reasons(root: Path) -> Iterator[str]:
         yield f"schema: {finding.rule}: {finding}; see schemas/README.md"
     for problem in stored.problems(root):
         yield f"stored: {problem}"
+    for problem in matrix.problems(root):
+        yield f"matrix: {problem}"
     for name in build.stale_files():
         yield f"guest: snapkit/guests/{name} is not what BUILD.json records: run python -m snapkit.guests.build"
     if missing := build.missing_toolchain():
@@ -193,6 +198,11 @@ def make(root: Path, stage: Path, planned: Plan, cache: Path, tell: Callable[[st
     _describe(folder, planned, wheel, constraints, goldens / golden.MANIFEST)
     for shown in stored.problems(stage):
         raise RefusedError([f"stored: {shown}"])
+    words = ["--extend", "--cache", str(cache.resolve()), "--newest", str(stage / "environment")]
+    golden.run([sys.executable, "-m", "tools.matrix", *words], stage)
+    for shown in matrix.problems(stage):
+        raise RefusedError([f"matrix: {shown}"])
+    tell(f"decided: its row and its column in {decided.FILE}")
 
 
 def _describe(folder: Path, planned: Plan, wheel: Path, constraints: Path, goldens: Path) -> None:
@@ -221,7 +231,7 @@ def install(stage: Path, root: Path, release: str) -> None:
             for path in made:
                 undo.callback(shutil.rmtree, path, ignore_errors=True)
             shutil.copytree(stage / folder, root / folder)
-        for name in (VERSION, RELEASES):
+        for name in CHANGED:
             undo.callback((root / name).write_bytes, (root / name).read_bytes())
             (root / name).write_bytes((stage / name).read_bytes())
         undo.pop_all()
@@ -277,8 +287,10 @@ def main(words: Sequence[str] | None = None) -> int:
         for reason in error.reasons if isinstance(error, RefusedError) else [error]:
             print(f"- {reason}", file=sys.stderr)
         return 1
-    changed = f"{VERSION} {RELEASES} {golden.FOLDER}/{planned.release} {wheels.FOLDER}/{planned.release}"
-    print(f"released {planned.release}. To keep it:\n  git add {changed}\n  git commit && git tag {planned.release}")
+    added = f"{golden.FOLDER}/{planned.release} {wheels.FOLDER}/{planned.release}"
+    print(
+        f"released {planned.release}. To keep it:\n  git add {' '.join(map(str, CHANGED))} {added}\n  git commit && git tag {planned.release}"
+    )
     return 0
 
 

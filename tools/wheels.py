@@ -19,8 +19,6 @@ from importlib import metadata
 from pathlib import Path
 
 import msgspec
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from snapkit.errors import ConfigError
 from tools.golden import KEPT, digest
@@ -89,6 +87,9 @@ def pinned(root: Path) -> list[str]:
 
     Raises ConfigError naming one that is not installed.
     """
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     waiting = [Requirement(text) for text in project["dependencies"]]
     found: dict[str, str] = {}

@@ -26,6 +26,7 @@ COMMANDS = {
     "edit": "change values in a copy of a snapshot",
     "encode": "make a section's bytes, or a snapshot with it, of JSON",
     "inspect": "show what is in a snapshot",
+    "matrix": "try every stored snapshot under every release",
     "pause": "hold a running machine still",
     "restore": "run a snapshot",
     "resume": "let a paused machine run",

@@ -18,12 +18,13 @@ from tests.lab import guest
 from tests.lab.guest import GuestFiles
 from tests.lab.losses import excused
 from tests.lab.outer import LabError, Outer, Result
+from tools import equal
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
 
 RUN_S = 200  # ten times the usual
 COUNT, WORK, SNAPSHOT_AT = 60, 100, "W0 5 "
-PROBE = Path(__file__).parent / "inside_equality.py"
+PROBE = Path(equal.__file__)
 
 ALLOWED_KERNEL_LINES = (
     # An emulated host is slow enough that a timer interrupt may be, in any run.

@@ -1,5 +1,13 @@
-"""Runs inside the outer machine: restores the file that it is given up to *load*, saves again, and compares."""
+"""Save, restore, save: is the second save equal to the first, by the rule of `snapkit.restore.equality`?
 
+    python -m tools.equal FILE [OVERRIDES]
+
+Restores FILE up to *load* (nothing is activated, nothing runs), saves twice, and compares both saves with the file.
+OVERRIDES is JSON, values by device id. Prints ``equal`` or every difference; exit 1 when there is one. Runs by its path as
+well.
+"""
+
+import json
 import sys
 
 from snapkit import host
@@ -13,9 +21,14 @@ from snapkit.vmm.machine import Machine
 from snapkit.vmm.run_state import RunState
 
 
-def main(path: str) -> int:
+def main(path: str, overrides: str = "{}") -> int:
+    """Compare; returns the exit code."""
     start_ns = host.monotonic_ns()
-    with prepare(path) as prepared, Loop() as loop, Machine(loop, Console(None)) as machine:
+    with (
+        prepare(path) as prepared,
+        Loop() as loop,
+        Machine(loop, Console(None), overrides=json.loads(overrides)) as machine,
+    ):
         before = dict(prepared.sections)
         steps = [step for step in prepared.steps if step.stage not in {"activate", "run"}]
         target: Target = machine
@@ -30,4 +43,4 @@ def main(path: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,378 @@
+"""The compatibility matrix: every stored golden under every released program, and what has been decided about each.
+
+    python -m tools.matrix [--json] [--html OUT] [--only PATTERN]    `snapkit matrix`, in the checkout of this file
+    python -m tools.matrix --extend                                  decide what nobody has decided yet, by running it
+
+Rows are the goldens of ``tests/golden``. Columns are the wheels of ``tests/compat/releases``, each in a virtual
+environment of its own, and the working tree. What a column cannot read by itself, because it is older, the tree converts
+for it. Then the column's program verifies the file and plans its restore, on any host; on this machine's ``/dev/kvm`` it
+restores it, and the guest's lines go on with the next one. Beyond its cells a row has three more checks (`MORE`).
+
+``tests/compat/matrix.json`` holds what each has to give: ``"runs"``, or the reasons why the file is refused. People review
+it. Another outcome is a failure; what is there without being decided, or decided without being there, is missing. `extend`
+never decides against the law: a program restores what itself and every older release wrote.
+
+The table of README.md is drawn from the same file.
+"""
+
+import argparse
+import fnmatch
+import itertools
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from snapkit.errors import EXIT_DIFFERENT, ImageError, IncompatibleHost, SnapkitError
+from snapkit.restore.image import Image
+from snapkit.restore.writer import write_image
+from snapkit.state.converters import Refusal, convert_sections
+from tools import golden, matrix_view, tap, wheels
+from tools.column import ROOT, Column
+from tools.decided import FILE, TREE, Decided, Result, Seen, State
+
+SAVED_AGAIN, BACK, ONWARD = "saved again", "back and forth", "onward"
+MORE: Mapping[str, str] = {
+    SAVED_AGAIN: "the tree restores it up to load and saves: equal to the file",
+    BACK: "the tree restores it and saves, its own release restores that and saves, and so on once more",
+    ONWARD: "every later release restores it and saves, each what the one before saved",
+}
+_KVM = "/dev/kvm"
+_RESTORE_S = 60
+_LINES = 2
+"""A machine prints as many whole lines between a restore and its next save."""
+_WORKERS = 3  # more than there are processors here: guests sleep between lines
+
+
+class RefusedError(Exception):
+    """The file cannot be had there: every reason."""
+
+    def __init__(self, reasons: Sequence[str]) -> None:
+        super().__init__("\n".join(reasons))
+        self.reasons = tuple(dict.fromkeys(reasons))
+
+
+class FailedError(Exception):
+    """Something went wrong that is no reason."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A golden of a release, unpacked at *path*. *lacking*: why it cannot run on this machine; empty where it can."""
+
+    release: str
+    about: golden.Golden
+    folder: Path
+    path: Path
+    lacking: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.release}/{self.about.name}"
+
+
+@dataclass
+class Bench:
+    """The programs by column, oldest first and the tree last, and a place to work."""
+
+    columns: Mapping[str, Column]
+    scratch: Path
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def folder(self) -> Path:
+        path = self.scratch / str(next(self.numbers))
+        path.mkdir()
+        return path
+
+    def releases(self) -> list[str]:
+        return [name for name in self.columns if name != TREE]
+
+
+@contextmanager
+def bench(root: Path, cache: Path, newest: Path | None = None) -> Iterator[Bench]:
+    """Start the programs of every column. *newest*: where the environment of the newest release goes, else *cache*."""
+    releases = _releases(root)
+    with tempfile.TemporaryDirectory(prefix="snapkit-matrix-") as scratch, ExitStack() as stack:
+        columns = {}
+        for name in releases:
+            where = newest if name == releases[-1] else None
+            python = wheels.stored_environment(root / wheels.FOLDER / name, cache, where)
+            columns[name] = stack.enter_context(Column(name, python))
+        columns[TREE] = stack.enter_context(Column(TREE, Path(sys.executable), tree=root))
+        yield Bench(columns, Path(scratch))
+
+
+def rows(root: Path, scratch: Path) -> list[Row]:
+    """Unpack every golden of every release into *scratch*, oldest first. Raises ConfigError for one missing or edited."""
+    lacking = "" if os.access(_KVM, os.R_OK | os.W_OK) else f"no {_KVM} here"
+    no_tap = lacking or tap.missing()
+    found = []
+    for folder, about in _goldens(root):
+        path = golden.unpack(folder, about, scratch / folder.name)
+        other = about.architecture != platform.machine().replace("_", "-")
+        why = f"this machine is no {about.architecture}" if other else (no_tap if about.nets else lacking)
+        found.append(Row(folder.name, about, folder, path, why))
+    return found
+
+
+def _goldens(root: Path) -> Iterator[tuple[Path, golden.Golden]]:
+    for folder in sorted((root / golden.FOLDER).iterdir(), key=lambda path: _order(path.name)):
+        yield from ((folder, about) for about in golden.read_manifest(folder).goldens)
+
+
+def _releases(root: Path) -> list[str]:
+    return sorted((path.name for path in (root / wheels.FOLDER).iterdir()), key=_order)
+
+
+def _order(name: str) -> tuple[bool, list[int], str]:
+    """Releases by number; lines with a name of their own after them."""
+    return (not name[0].isdigit(), [int(number) for number in re.findall(r"\d+", name)], name)
+
+
+def checks(release: str, columns: Sequence[str]) -> list[str]:
+    """Return the names of the checks of a row of *release*: its cells, then more. One without a wheel goes back to none."""
+    return [*columns, SAVED_AGAIN, *([BACK] if release in columns else []), ONWARD]
+
+
+def names(root: Path) -> list[tuple[str, str]]:
+    """Return row and check of everything that there is to decide in the checkout at *root*, in order."""
+    columns = [*_releases(root), TREE]
+    return [
+        (f"{folder.name}/{about.name}", check)
+        for folder, about in _goldens(root)
+        for check in checks(folder.name, columns)
+    ]
+
+
+def problems(root: Path) -> Iterator[str]:
+    """Say what nobody decided, what was decided about nothing, and whether README.md shows it; each with what to do."""
+    decided, there = Decided.read(root), names(root)
+    for row, check in there:
+        if decided.get(row, check) is None:
+            yield f"{row}, {check}: nobody has decided it; run `make matrix-extend` and review {FILE}"
+    for row, check in decided.names():
+        if (row, check) not in there:
+            yield f"{row}, {check}: it is decided, but its golden or wheel is gone; {golden.KEPT}"
+    if not matrix_view.readme_matches(root, decided):
+        yield f"README.md does not show {FILE}; run `make matrix-extend`"
+
+
+# What a check does
+
+
+def _check(bench: Bench, row: Row, name: str) -> tuple[State, tuple[str, ...]]:
+    try:
+        if name == SAVED_AGAIN:
+            done = _saved_again(bench, row)
+        elif name == BACK:
+            done = _journey(bench, row, [TREE, row.release, TREE])
+        elif name == ONWARD:
+            later = [each for each in bench.releases() if _order(each) > _order(row.release)]
+            done = _journey(bench, row, [*(later or bench.releases()[-1:]), TREE])
+        else:
+            done = _journey(bench, row, [name])
+    except RefusedError as error:
+        return "refused", error.reasons
+    except (FailedError, SnapkitError) as error:
+        return "failed", (str(error),)
+    return ("runs", ()) if done else ("planned", (row.lacking,))
+
+
+def _journey(bench: Bench, row: Row, stops: Sequence[str]) -> bool:
+    """Restore the row's file at the first stop, save there, restore that at the next, and so on.
+
+    At each it is verified and planned first; where it cannot run, that of the first stop is all. Returns whether it ran.
+    """
+    folder = bench.folder()
+    ends = golden.host_ends(row.folder, row.about, folder)
+    options = golden.end_words(row.about, ends)
+    taps = (golden.TAP,) if row.about.nets else ()
+    path, output = row.path, ""
+    for number, stop in enumerate(stops):
+        column = bench.columns[stop]
+        here = bench.folder()
+        path = _carried(path, column, here)
+        _do(column, ["verify", str(path)], here)
+        _do(column, ["restore", str(path), "--dry-run", *options], here)
+        if row.lacking:
+            return False
+        due = f"{row.about.word} {row.about.count + len(row.about.went_on(output)) + _LINES + 1}"
+        serial, last = here / "serial", number == len(stops) - 1
+        saved = ["--snapshot-when", due, "--snapshot-to", str(here / "saved.snap"), "--then", "stop"]
+        words = ["restore", str(path), *options, "--serial", f"file:{serial}", "--timeout", str(_RESTORE_S)]
+        before = len(row.about.went_on(output))
+        _do(column, [*words, *(["--exit-when", due] if last else saved)], here, taps)
+        output += serial.read_text()
+        if len(row.about.went_on(output)) - before < _LINES:
+            raise FailedError(f"its guest does not go on under {stop}: {output!r}")
+        path = here / "saved.snap"
+    return True
+
+
+def _carried(path: Path, column: Column, folder: Path) -> Path:
+    """Return the file as *column* can read it: of its own release or an older one, converted by the tree where it is not."""
+    with Image.open(path) as image:
+        if column.name == TREE or _order(image.preamble.release) <= _order(column.name):
+            return path
+    try:
+        return convert(path, folder / "converted.snap", column.name)
+    except Refusal as error:
+        # values and counts are the machine's; which fields, and why not, is the release's
+        shown = (f"{each.component}.{each.path}".rstrip(".") + f" must be {each.expected}" for each in error.findings)
+        raise RefusedError([re.sub(r"\[\d+\]", "[]", line) for line in shown]) from error
+
+
+def convert(path: Path, into: Path, release: str) -> Path:
+    """Write the file at *path* as *release* would have; returns the new one. Raises Refusal with every reason."""
+    with Image.open(path) as image:
+        preamble = image.preamble
+        sections = convert_sections(image.sections().states, preamble.release, release)
+        memory = [
+            (gpa, memoryview(bytearray(image.memory.read(gpa, length))), length) for gpa, length in image.memory.regions
+        ]
+        write_image(
+            into,
+            sections=sections,
+            memory=memory,
+            architecture=preamble.architecture,
+            release=release,
+            machine_id=preamble.machine_id,
+            facts=image.manifest.machine,
+            created_ns=preamble.created_ns,
+            host_kernel=preamble.host_kernel,
+        )
+    return into
+
+
+def _do(column: Column, words: list[str], folder: Path, taps: tuple[str, ...] = ()) -> None:
+    done = column.run(words, folder, taps=taps, bound_s=2 * _RESTORE_S)
+    if done.code in {ImageError.exit_code, IncompatibleHost.exit_code}:
+        raise RefusedError([line.strip().replace(words[1], "it") for line in done.err.splitlines()])
+    if done.code:
+        raise FailedError(f"{column.name}: snapkit {words[0]} ended with {done.code}: {done.err.strip()}")
+
+
+def _saved_again(bench: Bench, row: Row) -> bool:
+    if row.lacking:
+        return False
+    ends = golden.host_ends(row.folder, row.about, bench.folder())
+    words = [sys.executable, "-m", "tools.equal", str(row.path), msgspec.json.encode(ends).decode()]
+    command = golden.among_taps(words) if row.about.nets else words
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2 * _RESTORE_S, check=False)
+    if done.returncode:
+        raise FailedError((done.stdout + done.stderr).strip())
+    return True
+
+
+# All of them
+
+
+def run(
+    bench: Bench,
+    found: Sequence[Row],
+    decided: Decided,
+    wanted: Callable[[str, str], bool] = lambda _row, _check: True,
+) -> list[Result]:
+    """Run every check that is *wanted*, some at once, and return them with what was *decided* about each."""
+    columns = list(bench.columns)
+    chosen = [(row, name) for row in found for name in checks(row.release, columns) if wanted(row.name, name)]
+    counted = itertools.count(1)
+
+    def one(pair: tuple[Row, str]) -> Result:
+        row, name = pair
+        start = time.monotonic()
+        state, reasons = _check(bench, row, name)
+        matrix_view.progress(next(counted), len(chosen))
+        return Result(row.name, name, state, reasons, decided.get(row.name, name), time.monotonic() - start)
+
+    with ThreadPoolExecutor(_WORKERS) as workers:
+        return list(workers.map(one, chosen))
+
+
+def unlawful(result: Result, columns: Sequence[str]) -> str:
+    """Say why this outcome may not be decided; empty when it may."""
+    release, check = result.row.partition("/")[0], result.check
+    if result.decided is not None and not result.good:
+        return "it was decided otherwise"
+    if result.state == "refused":
+        may = check == BACK or (check in columns and check != TREE and _order(check) < _order(release))
+        return "" if may else "a release restores whatever itself and older ones wrote: support never ends"
+    if result.state == "planned":
+        return "it is decided by running it"
+    return "" if result.state == "runs" else "that decides nothing"
+
+
+def extend(root: Path, bench: Bench, found: Sequence[Row]) -> list[str]:
+    """Run what is not decided yet and decide it, unless the law is against one: then nothing; returns why, all of it.
+
+    A row that gets a new column goes onward through it as well.
+    """
+    decided = Decided.read(root)
+    open_rows = {row for row, check in names(root) if decided.get(row, check) is None}
+    wanted = [(row, check) for row, check in names(root) if row in open_rows]
+    chosen = {(row, check) for row, check in wanted if check == ONWARD or decided.get(row, check) is None}
+    results = run(bench, found, decided, lambda row, check: (row, check) in chosen)
+    against = [
+        f"{each.row}, {each.check}: {each.state}, {why}: {'; '.join(each.reasons)}"
+        for each in results
+        if (why := unlawful(each, list(bench.columns)))
+    ]
+    if not against:
+        for each in results:
+            assert each.outcome is not None, "or it was unlawful"
+            decided.put(each.row, each.check, each.outcome)
+        decided.write(root, names(root))
+        matrix_view.write_readme(root, decided)
+    return against
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Show the matrix, or extend what is decided; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tools.matrix", description="The compatibility matrix.")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--html", metavar="OUT", type=Path, help="write a page of it to OUT as well")
+    parser.add_argument("--only", metavar="PATTERN", default="*", help="`ROW CHECK`, with wildcards: '*-pci-* 0.2.0'")
+    parser.add_argument("--extend", action="store_true", help="decide what nobody has decided yet, by running it")
+    parser.add_argument("--cache", type=Path, default=ROOT / ".cache/wheels", help="where environments are kept")
+    parser.add_argument("--newest", type=Path, help="where the environment of the newest release goes, else the cache")
+    asked = parser.parse_args(words)
+    try:
+        if asked.extend:
+            with bench(ROOT, asked.cache, asked.newest) as ready:
+                against = extend(ROOT, ready, rows(ROOT, ready.scratch))
+            for line in against:
+                print(line, file=sys.stderr)
+            return EXIT_DIFFERENT if against else 0
+        seen = look(ROOT, asked.cache, lambda row, check: fnmatch.fnmatch(f"{row} {check}", asked.only))
+    except SnapkitError as error:
+        print(f"snapkit: {error}", file=sys.stderr)
+        return error.exit_code
+    print(matrix_view.as_json(seen) if asked.json else matrix_view.as_text(seen))
+    if asked.html:
+        asked.html.write_text(matrix_view.as_html(seen))
+    if seen.planned and "kvm" in os.environ.get("SNAPKIT_REQUIRE", "").split(","):
+        print(f"snapkit: {seen.planned[0].reasons[0]}, and SNAPKIT_REQUIRE asks for it", file=sys.stderr)
+        return EXIT_DIFFERENT
+    return EXIT_DIFFERENT if seen.failed or seen.missing else 0
+
+
+def look(root: Path, cache: Path, wanted: Callable[[str, str], bool]) -> Seen:
+    """Run what is *wanted* of the matrix of the checkout at *root*."""
+    start = time.monotonic()
+    with bench(root, cache) as ready:
+        results = run(ready, rows(root, ready.scratch), Decided.read(root), wanted)
+        return Seen(list(ready.columns), results, list(problems(root)), time.monotonic() - start)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
