@@ -59,6 +59,7 @@ class Decided:
         ordered: dict[str, dict[str, Outcome]] = {}
         for row, check in names:
             ordered.setdefault(row, {})[check] = self.rows[row][check]
+        self.rows = ordered
         (root / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(ordered), indent=2) + b"\n")
 
 

@@ -30,10 +30,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import msgspec
 
-from snapkit.errors import EXIT_DIFFERENT, ImageError, IncompatibleHost, SnapkitError
+from snapkit.errors import EXIT_DIFFERENT, ConfigError, ImageError, IncompatibleHost, SnapkitError
 from snapkit.restore.image import Image
 from snapkit.restore.writer import write_image
 from snapkit.state.converters import Refusal, convert_sections
@@ -45,7 +46,7 @@ SAVED_AGAIN, BACK, ONWARD = "saved again", "back and forth", "onward"
 MORE: Mapping[str, str] = {
     SAVED_AGAIN: "the tree restores it up to load and saves: equal to the file",
     BACK: "the tree restores it and saves, its own release restores that and saves, and so on once more",
-    ONWARD: "every later release restores it and saves, each what the one before saved",
+    ONWARD: "every later release restores it and saves, each what the one before saved, and then the tree",
 }
 _KVM = "/dev/kvm"
 _RESTORE_S = 60
@@ -87,6 +88,8 @@ class Bench:
 
     columns: Mapping[str, Column]
     scratch: Path
+    reads: dict[str, frozenset[str]] = field(default_factory=dict)
+    """By column, the releases that its program knows."""
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def folder(self) -> Path:
@@ -94,8 +97,12 @@ class Bench:
         path.mkdir()
         return path
 
-    def releases(self) -> list[str]:
-        return [name for name in self.columns if name != TREE]
+    def ask(self) -> Self:
+        """Ask every program what it reads."""
+        for name, column in self.columns.items():
+            listed = msgspec.json.decode(_do(column, ["schema", "list", "--json"], self.folder()))
+            self.reads[name] = frozenset(release for entry in listed for release in entry["releases"])
+        return self
 
 
 @contextmanager
@@ -109,7 +116,7 @@ def bench(root: Path, cache: Path, newest: Path | None = None) -> Iterator[Bench
             python = wheels.stored_environment(root / wheels.FOLDER / name, cache, where)
             columns[name] = stack.enter_context(Column(name, python))
         columns[TREE] = stack.enter_context(Column(TREE, Path(sys.executable), tree=root))
-        yield Bench(columns, Path(scratch))
+        yield Bench(columns, Path(scratch)).ask()
 
 
 def rows(root: Path, scratch: Path) -> list[Row]:
@@ -156,7 +163,11 @@ def names(root: Path) -> list[tuple[str, str]]:
 
 def problems(root: Path) -> Iterator[str]:
     """Say what nobody decided, what was decided about nothing, and whether README.md shows it; each with what to do."""
-    decided, there = Decided.read(root), names(root)
+    try:
+        decided, there = Decided.read(root), names(root)
+    except ConfigError as error:
+        yield str(error)
+        return
     for row, check in there:
         if decided.get(row, check) is None:
             yield f"{row}, {check}: nobody has decided it; run `make matrix-extend` and review {FILE}"
@@ -177,8 +188,10 @@ def _check(bench: Bench, row: Row, name: str) -> tuple[State, tuple[str, ...]]:
         elif name == BACK:
             done = _journey(bench, row, [TREE, row.release, TREE])
         elif name == ONWARD:
-            later = [each for each in bench.releases() if _order(each) > _order(row.release)]
-            done = _journey(bench, row, [*(later or bench.releases()[-1:]), TREE])
+            later = [
+                each for each in bench.columns if row.release in bench.reads[each] and each not in {row.release, TREE}
+            ]
+            done = _journey(bench, row, [*(later or [TREE]), TREE])
         else:
             done = _journey(bench, row, [name])
     except RefusedError as error:
@@ -197,11 +210,11 @@ def _journey(bench: Bench, row: Row, stops: Sequence[str]) -> bool:
     ends = golden.host_ends(row.folder, row.about, folder)
     options = golden.end_words(row.about, ends)
     taps = (golden.TAP,) if row.about.nets else ()
-    path, output = row.path, ""
+    path, written, output = row.path, row.release, ""
     for number, stop in enumerate(stops):
         column = bench.columns[stop]
         here = bench.folder()
-        path = _carried(path, column, here)
+        path = _carried(bench, path, written, stop, here)
         _do(column, ["verify", str(path)], here)
         _do(column, ["restore", str(path), "--dry-run", *options], here)
         if row.lacking:
@@ -216,16 +229,21 @@ def _journey(bench: Bench, row: Row, stops: Sequence[str]) -> bool:
         if len(row.about.went_on(output)) - before < _LINES:
             raise FailedError(f"its guest does not go on under {stop}: {output!r}")
         path = here / "saved.snap"
+        written = _written_by(path) if not last else ""
     return True
 
 
-def _carried(path: Path, column: Column, folder: Path) -> Path:
-    """Return the file as *column* can read it: of its own release or an older one, converted by the tree where it is not."""
+def _written_by(path: Path) -> str:
     with Image.open(path) as image:
-        if column.name == TREE or _order(image.preamble.release) <= _order(column.name):
-            return path
+        return image.preamble.release
+
+
+def _carried(bench: Bench, path: Path, written: str, column: str, folder: Path) -> Path:
+    """Return the file, *written* by that release, as *column* can read it: converted by the tree where it is too old."""
+    if column == TREE or written in bench.reads[column]:
+        return path
     try:
-        return convert(path, folder / "converted.snap", column.name)
+        return convert(path, folder / "converted.snap", column)
     except Refusal as error:
         # values and counts are the machine's; which fields, and why not, is the release's
         shown = (f"{each.component}.{each.path}".rstrip(".") + f" must be {each.expected}" for each in error.findings)
@@ -254,12 +272,13 @@ def convert(path: Path, into: Path, release: str) -> Path:
     return into
 
 
-def _do(column: Column, words: list[str], folder: Path, taps: tuple[str, ...] = ()) -> None:
+def _do(column: Column, words: list[str], folder: Path, taps: tuple[str, ...] = ()) -> str:
     done = column.run(words, folder, taps=taps, bound_s=2 * _RESTORE_S)
     if done.code in {ImageError.exit_code, IncompatibleHost.exit_code}:
         raise RefusedError([line.strip().replace(words[1], "it") for line in done.err.splitlines()])
     if done.code:
         raise FailedError(f"{column.name}: snapkit {words[0]} ended with {done.code}: {done.err.strip()}")
+    return done.out
 
 
 def _saved_again(bench: Bench, row: Row) -> bool:
@@ -299,13 +318,14 @@ def run(
         return list(workers.map(one, chosen))
 
 
-def unlawful(result: Result, columns: Sequence[str]) -> str:
+def unlawful(result: Result, bench: Bench) -> str:
     """Say why this outcome may not be decided; empty when it may."""
     release, check = result.row.partition("/")[0], result.check
     if result.decided is not None and not result.good:
         return "it was decided otherwise"
     if result.state == "refused":
-        may = check == BACK or (check in columns and check != TREE and _order(check) < _order(release))
+        older = check in bench.columns and check != TREE and _order(check) < _order(release)
+        may = check == BACK or (older and release not in bench.reads[check])
         return "" if may else "a release restores whatever itself and older ones wrote: support never ends"
     if result.state == "planned":
         return "it is decided by running it"
@@ -325,7 +345,7 @@ def extend(root: Path, bench: Bench, found: Sequence[Row]) -> list[str]:
     against = [
         f"{each.row}, {each.check}: {each.state}, {why}: {'; '.join(each.reasons)}"
         for each in results
-        if (why := unlawful(each, list(bench.columns)))
+        if (why := unlawful(each, bench))
     ]
     if not against:
         for each in results:

@@ -3,11 +3,9 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,7 +14,7 @@ from snapkit.state.releases import main_line
 from tests.compat.tree import CACHE, ROOT, Tree
 from tests.guests.build import guest
 from tests.kvm.harness import need_kvm
-from tools import golden, stored, tap, wheels
+from tools import golden, stored, tap
 
 _PROGRAM = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from snapkit.cli import main; main()"
 TODAY = (sys.executable, "-P", "-c", _PROGRAM)
@@ -28,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if str(item.path).startswith(HERE + os.sep):
             item.add_marker(pytest.mark.compat)
-            if {"made", "after", "golden_file", "written", "kvm"} & set(getattr(item, "fixturenames", ())):
+            if {"made", "after", "golden_file", "written", "kvm", "seen"} & set(getattr(item, "fixturenames", ())):
                 item.add_marker(pytest.mark.kvm)
 
 
@@ -81,10 +79,6 @@ class GoldenFile:
     about: golden.Golden
     folder: Path
     path: Path
-    wheel: Path
-    """The folder of its release's wheel."""
-    environments: Path | None
-    """Where the wheel's environment goes; None for one that is kept."""
 
 
 def _stored() -> list[tuple[str, str, str]]:
@@ -109,16 +103,16 @@ def goldens_where(wanted: Callable[[str, str], bool] = lambda _release, _transpo
 def golden_file(request: pytest.FixtureRequest, tmp_path: Path) -> GoldenFile:
     """The golden that the test's `goldens_where` chose."""
     release, name = request.param
-    root, cache, environments = ROOT, CACHE / "golden", None
+    root, cache = ROOT, CACHE / "golden"
     if release == "made":
         tree: Tree = request.getfixturevalue("made")
-        release, root, cache, environments = tree.release, tree.root, tmp_path, tree.root.parent
+        release, root, cache = tree.release, tree.root, tmp_path
     folder = root / golden.FOLDER / release
     (about,) = (entry for entry in golden.read_manifest(folder).goldens if entry.name == name)
     if about.nets:
         need_tap()
     path = golden.unpack(folder, about, cache)
-    return GoldenFile(release, about, folder, path, root / wheels.FOLDER / release, environments)
+    return GoldenFile(release, about, folder, path)
 
 
 def need_tap() -> None:
@@ -128,18 +122,6 @@ def need_tap() -> None:
     if "kvm" in os.environ.get("SNAPKIT_REQUIRE", "").split(","):
         pytest.fail(f"{reason}, and SNAPKIT_REQUIRE asks for it")
     pytest.skip(reason)
-
-
-Ends = Mapping[str, Mapping[str, str]]
-
-
-def among_host_ends(folder: Path, about: golden.Golden, scratch: Path, body: Callable[[Ends], Any]) -> None:
-    """Call *body* with fresh host ends of a golden that is stored in *folder*, where its TAPs are: a namespace is a thread's own."""
-    ends = golden.host_ends(folder, about, scratch)
-    with ThreadPoolExecutor(1) as thread:
-        if about.nets:
-            thread.submit(tap.enter, [ends[ident]["tap"] for ident in about.nets]).result()
-        thread.submit(body, ends).result()
 
 
 @dataclass(frozen=True)
@@ -159,12 +141,3 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     guests = {recipe.guest: Path(guest(recipe.guest)) for recipe in golden.RECIPES}
     manifest = golden.write(TODAY, folder, guests, release="today", date="today")
     return Written(folder, manifest)
-
-
-@pytest.fixture
-def _exits_beside_busy_threads() -> Iterator[None]:
-    """As the command line does."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-4)
-    yield
-    sys.setswitchinterval(before)

@@ -1,8 +1,4 @@
-"""Every golden of every release: opened, checked, decoded as its release says, restored; and its guest goes on."""
-
-from pathlib import Path
-
-import pytest
+"""Every golden of every release: opened, checked, decoded as its release says. What runs it is `test_matrix`."""
 
 from snapkit.restore.image import Image
 from snapkit.state.codec import encode
@@ -10,9 +6,7 @@ from snapkit.state.machine import MachineState
 from snapkit.state.releases import find_release, release_named
 from snapkit.state.schema import schema_of
 from snapkit.state.vcpu_x86_64 import VcpuState
-from tests.compat.conftest import Ends, GoldenFile, among_host_ends, goldens_where
-from tests.kvm.harness import restored
-from tools import golden
+from tests.compat.conftest import GoldenFile, goldens_where
 
 pytestmark = goldens_where()
 
@@ -52,20 +46,6 @@ def test_decodes_at_the_versions_of_its_release_to_the_same_bytes(golden_file: G
         states = image.sections().states
         assert {(name.kind, schema_of(state).version) for name, state in states.items()} <= set(release.kinds.items())
         assert [encode(state) for state in states.values()] == [image.payload(entry) for entry in image.entries]
-
-
-@pytest.mark.usefixtures("_exits_beside_busy_threads", "kvm")
-def test_restores_and_its_guest_goes_on_to_the_byte(golden_file: GoldenFile, tmp_path: Path) -> None:
-    about = golden_file.about
-
-    def body(ends: Ends) -> None:
-        with restored(str(golden_file.path), overrides=ends) as rig:
-            rig.loop.post(rig.machine.resume)
-            rig.serve_until(golden.go_on_text(about))
-            assert len(about.went_on(rig.tape.text)) >= 2
-            rig.healthy()
-
-    among_host_ends(golden_file.folder, about, tmp_path, body)
 
 
 def test_needs_no_counter_rate_and_no_clock_of_the_host(golden_file: GoldenFile) -> None:

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from snapkit.state.releases import render
-from tools import golden, release, stored, wheels
+from tools import golden, matrix, matrix_view, release, stored, wheels
+from tools.decided import Decided
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache"
@@ -43,6 +44,12 @@ class Tree:
             shutil.rmtree(root / folder / newest.release, ignore_errors=True)
         entries = (*stored.releases(root)[:-1], replace(newest, released=None, digests={}))
         (root / release.RELEASES).write_bytes(render(entries))
+        decided = Decided.read(root)
+        for row, check in list(decided.names()):
+            if (row, check) not in matrix.names(root):
+                del decided.rows[row][check]
+        decided.write(root, matrix.names(root))
+        matrix_view.write_readme(root, decided)
         release._set_version(root, f"{newest.release}.dev0")
         heading = rf"^## {re.escape(newest.release)}, .*$"
         log = root / release.CHANGELOG
