@@ -24,6 +24,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -91,6 +92,9 @@ class Bench:
     reads: dict[str, frozenset[str]] = field(default_factory=dict)
     """By column, the releases that its program knows."""
     numbers: Iterator[int] = field(default_factory=itertools.count)
+    reading: threading.Lock = field(default_factory=threading.Lock)
+    """Held while this process reads or converts a file: modules come in as they are needed, and threads that import from
+    both ends of a circle at once wait for ever, at full speed (CPython before 3.12, importlib's search for deadlocks)."""
 
     def folder(self) -> Path:
         path = self.scratch / str(next(self.numbers))
@@ -196,7 +200,7 @@ def _check(bench: Bench, row: Row, name: str) -> tuple[State, tuple[str, ...]]:
             done = _journey(bench, row, [name])
     except RefusedError as error:
         return "refused", error.reasons
-    except (FailedError, SnapkitError) as error:
+    except (FailedError, SnapkitError, OSError, subprocess.TimeoutExpired) as error:
         return "failed", (str(error),)
     return ("runs", ()) if done else ("planned", (row.lacking,))
 
@@ -214,7 +218,8 @@ def _journey(bench: Bench, row: Row, stops: Sequence[str]) -> bool:
     for number, stop in enumerate(stops):
         column = bench.columns[stop]
         here = bench.folder()
-        path = _carried(bench, path, written, stop, here)
+        with bench.reading:
+            path = _carried(bench, path, written, stop, here)
         _do(column, ["verify", str(path)], here)
         _do(column, ["restore", str(path), "--dry-run", *options], here)
         if row.lacking:
@@ -229,13 +234,10 @@ def _journey(bench: Bench, row: Row, stops: Sequence[str]) -> bool:
         if len(row.about.went_on(output)) - before < _LINES:
             raise FailedError(f"its guest does not go on under {stop}: {output!r}")
         path = here / "saved.snap"
-        written = _written_by(path) if not last else ""
+        if not last:
+            with bench.reading, Image.open(path) as image:
+                written = image.preamble.release
     return True
-
-
-def _written_by(path: Path) -> str:
-    with Image.open(path) as image:
-        return image.preamble.release
 
 
 def _carried(bench: Bench, path: Path, written: str, column: str, folder: Path) -> Path:
