@@ -141,3 +141,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     guests = {recipe.guest: Path(guest(recipe.guest)) for recipe in golden.RECIPES}
     manifest = golden.write(TODAY, folder, guests, release="today", date="today")
     return Written(folder, manifest)
+
+
+@pytest.fixture
+def _exits_beside_busy_threads() -> Iterator[None]:
+    """As the command line does."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    yield
+    sys.setswitchinterval(before)
