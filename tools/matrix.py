@@ -36,9 +36,9 @@ from typing import Self
 import msgspec
 
 from snapkit.errors import EXIT_DIFFERENT, ConfigError, ImageError, IncompatibleHost, SnapkitError
+from snapkit.restore.convert import Conversion
 from snapkit.restore.image import Image
-from snapkit.restore.writer import write_image
-from snapkit.state.converters import Refusal, convert_sections
+from snapkit.state.converters import Refusal
 from tools import golden, matrix_view, tap, wheels
 from tools.column import ROOT, Column
 from tools.decided import FILE, TREE, Decided, Result, Seen, State
@@ -254,23 +254,8 @@ def _carried(bench: Bench, path: Path, written: str, column: str, folder: Path) 
 
 def convert(path: Path, into: Path, release: str) -> Path:
     """Write the file at *path* as *release* would have; returns the new one. Raises Refusal with every reason."""
-    with Image.open(path) as image:
-        preamble = image.preamble
-        sections = convert_sections(image.sections().states, preamble.release, release)
-        memory = [
-            (gpa, memoryview(bytearray(image.memory.read(gpa, length))), length) for gpa, length in image.memory.regions
-        ]
-        write_image(
-            into,
-            sections=sections,
-            memory=memory,
-            architecture=preamble.architecture,
-            release=release,
-            machine_id=preamble.machine_id,
-            facts=image.manifest.machine,
-            created_ns=preamble.created_ns,
-            host_kernel=preamble.host_kernel,
-        )
+    with Conversion.open(str(path), release) as conversion:
+        conversion.write(str(into))
     return into
 
 
