@@ -51,7 +51,7 @@ bench: setup  ## ratios against a floor or a peer measured in the same run
 
 soak: setup  ## what is too long for every run
 	$(PYTEST) -m soak
-	SNAPKIT_LAB_SANDBOX=1 $(PYTEST) -m "lab and not soak" tests/lab/test_linux.py
+	SNAPKIT_LAB_SANDBOX=1 $(PYTEST) -m "lab and not soak" tests/lab/test_linux.py tests/lab/test_devices.py
 
 setup: $(VENV)/stamp  ## the virtual environment, and as root the Debian packages of the lab
 	@{ sh tests/lab/install.sh && $(BIN)/python -m tests.lab.packages; } || test -z "$(findstring lab,$(SNAPKIT_REQUIRE))"
