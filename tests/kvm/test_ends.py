@@ -127,11 +127,11 @@ def test_a_snapshot_stops_the_machine_and_a_restore_goes_on(tmp_path):
 def test_a_timeline_tells_steps_stages_and_memory_as_far_as_the_machine_got(tmp_path):
     path = str(tmp_path / "demo.snap")
     finished("boot", DEMO, *SMALL, "--snapshot-when", "tick 20", "--snapshot-to", path)
-    long = finished("restore", path, "--timeline", "--timeout", "3", "--serial", "null")
+    long = finished("restore", path, "--timeline", "--timeout", "5", "--serial", "null")
     assert "snapkit: resume (at " in long.stderr
     assert "snapkit: a second later (at " in long.stderr
     words = ("restore", path, "--timeline", "--json", "--serial", "null")
-    done = json.loads(finished(*words, "--timeout", "3").stdout)
+    done = json.loads(finished(*words, "--timeout", "5").stdout)
     stages = {stage["stage"]: stage for stage in done["stages"]}
     assert [*stages] == ["open", "decode", "upgrade", "check", "plan", *STAGES.names]
     for name in ("steps", "calls"):
