@@ -93,8 +93,8 @@ class Bench:
     """By column, the releases that its program knows."""
     numbers: Iterator[int] = field(default_factory=itertools.count)
     reading: threading.Lock = field(default_factory=threading.Lock)
-    """Held while this process reads or converts a file: modules come in as they are needed, and threads that import from
-    both ends of a circle at once wait for ever, at full speed (CPython before 3.12, importlib's search for deadlocks)."""
+    """Held while this process reads or converts a file: the modules of kinds come in as they are needed, and another thread
+    could see one of which half is declared."""
 
     def folder(self) -> Path:
         path = self.scratch / str(next(self.numbers))

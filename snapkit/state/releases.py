@@ -111,7 +111,7 @@ def releases() -> tuple[Release, ...]:
         content = schema_file("releases.json")
         if content is None:
             raise InternalError("schemas/releases.json is missing from this installation")
-        _loaded.extend(parse(content))
+        _loaded[:] = parse(content)  # the whole at once: other threads may be at the same
     return tuple(_loaded)
 
 

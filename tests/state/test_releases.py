@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from hashlib import sha256
+from threading import Barrier, Thread
 
 import pytest
 
@@ -31,6 +32,22 @@ def test_first_release_has_its_eight_kinds_at_version_one():
 
 def test_committed_file_is_spelled_as_render_spells_it():
     assert render(releases.releases()) == releases.schema_file("releases.json")
+
+
+def test_threads_that_ask_first_at_once_get_each_release_once(monkeypatch):
+    every, both = releases.releases(), Barrier(2)
+    monkeypatch.setattr(releases, "_loaded", [])
+
+    def parse_together(content: bytes) -> tuple[Release, ...]:
+        both.wait(30)
+        return parse(content)
+
+    monkeypatch.setattr(releases, "parse", parse_together)
+    other = Thread(target=releases.releases)
+    other.start()
+    mine = releases.releases()
+    other.join()
+    assert mine == releases.releases() == every
 
 
 def test_freezing_records_a_date_and_the_digest_of_every_schema_file():
