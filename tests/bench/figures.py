@@ -3,6 +3,7 @@
 import json
 import os
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,13 @@ class Figures:
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps({"cpus": os.cpu_count(), "load": os.getloadavg(), "tables": self.tables}, indent=1))
         print(f"\nwritten to {path}")
+
+
+def microseconds(action: Callable[[], object]) -> float:
+    """Run *action* once and give what it took."""
+    begin_ns = time.perf_counter_ns()
+    action()
+    return (time.perf_counter_ns() - begin_ns) / 1e3
 
 
 def medians(rounds: int, *actions: Callable[[], float]) -> list[float]:

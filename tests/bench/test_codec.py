@@ -1,26 +1,17 @@
 """What a machine's sections cost to encode, and to decode and check, against msgspec on the same content as plain dicts."""
 
-import time
-from collections.abc import Callable
-
 import msgspec
 
 from snapkit.restore.check import check
 from snapkit.restore.image import Image
 from snapkit.state import codec
 from snapkit.state.schema import schema_of
-from tests.bench.figures import Cell, Figures, medians
+from tests.bench.figures import Cell, Figures, medians, microseconds
 from tests.bench.machines import Snapshots
 
 ROUNDS = 300
 MIB_OF_RAM = 128
 DEVICES = 10
-
-
-def _us(action: Callable[[], object]) -> float:
-    begin_ns = time.perf_counter_ns()
-    action()
-    return (time.perf_counter_ns() - begin_ns) / 1e3
 
 
 def test_encode_and_decode_with_check_against_plain_msgpack(snapshots: Snapshots, figures: Figures):
@@ -41,10 +32,10 @@ def test_encode_and_decode_with_check_against_plain_msgpack(snapshots: Snapshots
 
         ours, plain_encode, decode_check, plain_decode = medians(
             ROUNDS,
-            lambda: _us(encode),
-            lambda: _us(lambda: msgspec.msgpack.encode(plain)),
-            lambda: _us(decode),
-            lambda: _us(lambda: msgspec.msgpack.decode(packed)),
+            lambda: microseconds(encode),
+            lambda: microseconds(lambda: msgspec.msgpack.encode(plain)),
+            lambda: microseconds(decode),
+            lambda: microseconds(lambda: msgspec.msgpack.decode(packed)),
         )
     rows: list[dict[str, Cell]] = [
         {"what": what, "us": took, "msgpack us": peer, "ratio": took / peer, "at most wanted": wanted}

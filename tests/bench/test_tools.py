@@ -1,15 +1,13 @@
 """What converting a machine costs against decoding it once."""
 
-import time
-from collections.abc import Callable
 from itertools import pairwise
 
 from snapkit.restore.image import Image
 from snapkit.state import codec
 from snapkit.state.converters import convert_sections
-from snapkit.state.releases import releases
+from snapkit.state.releases import main_line, releases
 from snapkit.state.schema import schema_of
-from tests.bench.figures import Cell, Figures, medians
+from tests.bench.figures import Cell, Figures, medians, microseconds
 from tests.bench.machines import Snapshots
 
 ROUNDS = 100
@@ -17,20 +15,15 @@ MIB_OF_RAM = 128
 DEVICES = 10
 
 
-def _us(action: Callable[[], object]) -> float:
-    begin_ns = time.perf_counter_ns()
-    action()
-    return (time.perf_counter_ns() - begin_ns) / 1e3
-
-
 def test_converting_through_all_releases_against_decoding_once(snapshots: Snapshots, figures: Figures):
-    every = [release.release for release in releases()]
+    line = main_line(releases())
+    every = [release.release for release in line]
     with Image.open(snapshots.driven(MIB_OF_RAM, DEVICES)) as image:
         states, newest = image.sections().states, image.preamble.release
         payloads = [(schema_of(state), codec.encode(state), section) for section, state in states.items()]
     # The first release has no devices: nothing can be carried there. Down to the oldest that can hold it, and up again.
     oldest = every[1]
-    kept = {name: state for name, state in states.items() if name.kind in releases()[0].kinds}
+    kept = {name: state for name, state in states.items() if name.kind in line[0].kinds}
     there = convert_sections(states, newest, oldest)
     assert {name: codec.encode(state) for name, state in convert_sections(there, oldest, newest).items()} == {
         name: codec.encode(state) for name, state in states.items()
@@ -45,9 +38,9 @@ def test_converting_through_all_releases_against_decoding_once(snapshots: Snapsh
 
     once, whole, up_from_the_first = medians(
         ROUNDS,
-        lambda: _us(decode),
-        lambda: _us(down_and_up),
-        lambda: _us(lambda: convert_sections(kept, every[0], newest)),
+        lambda: microseconds(decode),
+        lambda: microseconds(down_and_up),
+        lambda: microseconds(lambda: convert_sections(kept, every[0], newest)),
     )
     steps = len(list(pairwise(every[1:])))
     rows: list[dict[str, Cell]] = [
