@@ -37,6 +37,7 @@ FaultHook = Callable[[str, tuple[object, ...]], None]
 EPOLLIN, EPOLLOUT = select.EPOLLIN, select.EPOLLOUT
 EPOLLERR, EPOLLHUP = select.EPOLLERR, select.EPOLLHUP
 
+_PART = 1 << 16  # of a file whose length nobody tells, as in /proc
 _libc = ctypes.CDLL(None, use_errno=True)
 _c_ioctl = _libc.ioctl
 _c_ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
@@ -189,6 +190,15 @@ def pread(fd: int, length: int, offset: int) -> bytes:
     while done < length and (more := os.pread(fd, length - done, offset + done)):
         parts.append(more)
         done += len(more)
+    return b"".join(parts)
+
+
+def read_whole(fd: int) -> bytes:
+    """Read a file from its beginning to its end, however long it is; one of /proc is written anew for it."""
+    parts, done = [], 0
+    while part := pread(fd, _PART, done):
+        parts.append(part)
+        done += len(part)
     return b"".join(parts)
 
 

@@ -17,7 +17,6 @@ from typing import NamedTuple, Self
 from snapkit import host
 from snapkit.units import KIB, PAGE_LEN
 
-_PART = 64 * KIB
 _MINFLT, _MAJFLT = 7, 9  # fields of stat behind the name, which ends with the last parenthesis
 _PAGE_KIB = PAGE_LEN // KIB
 
@@ -55,7 +54,7 @@ class Observer:
         """Take and keep a row, named *when*."""
         at_us = (host.monotonic_ns() - self._origin_ns) // 1000
         minor, major = (now - before for now, before in zip(self._faults(), self._before, strict=True))
-        resident, own = resident_pages(_whole(self._smaps), spans)
+        resident, own = resident_pages(host.read_whole(self._smaps), spans)
         row = Observation(when, at_us, minor, major, resident, own, sum(span[2] for span in spans) // PAGE_LEN)
         self.rows.append(row)
         return row
@@ -72,7 +71,7 @@ class Observer:
         self.close()
 
     def _faults(self) -> tuple[int, int]:
-        fields = _whole(self._stat).rpartition(b")")[2].split()
+        fields = host.read_whole(self._stat).rpartition(b")")[2].split()
         return int(fields[_MINFLT]), int(fields[_MAJFLT])
 
 
@@ -90,12 +89,3 @@ def resident_pages(smaps: bytes, spans: Spans) -> tuple[int, int]:
         elif inside and name == b"Private_Dirty:":
             own += int(rest.split()[0])
     return resident // _PAGE_KIB, own // _PAGE_KIB
-
-
-def _whole(fd: int) -> bytes:
-    """Read a file of /proc from its beginning, which makes the kernel write it anew."""
-    parts, done = [], 0
-    while part := host.pread(fd, _PART, done):
-        parts.append(part)
-        done += len(part)
-    return b"".join(parts)

@@ -12,7 +12,7 @@ from typing import Self
 
 from snapkit import host
 from snapkit.errors import HostError
-from snapkit.units import KIB, PAGE_LEN
+from snapkit.units import PAGE_LEN
 
 _ENTRY_LEN = 8
 _THERE = 0xC0  # of an entry's top byte: present, swapped
@@ -58,13 +58,11 @@ def _anonymous_ranges() -> list[tuple[int, int]]:
     """Return what is mapped privately and from no file, in address order, neighbours joined."""
     fd = host.open_fd("/proc/self/maps", os.O_RDONLY)
     try:
-        parts = []
-        while part := host.read(fd, 64 * KIB):
-            parts.append(part)
+        maps = host.read_whole(fd)
     finally:
         host.close(fd)
     ranges: list[tuple[int, int]] = []
-    for line in b"".join(parts).splitlines():
+    for line in maps.splitlines():
         where, access, _offset, _device, inode, *_path = line.split(None, 5)
         if inode != b"0" or access[3:4] != b"p":
             continue
