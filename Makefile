@@ -13,7 +13,7 @@ demo: $(VENV)/stamp  ## boot, snapshot and restore a tiny guest; in the lab's ma
 	@$(BIN)/python tests/lab/demo.py
 
 test: setup lint  ## everything but the long lab scenarios; at most 12 minutes on 2 cores
-	$(PYTEST) -m "not soak and not bench and not lab"
+	$(PYTEST) -m "not soak and not bench and not lab" --numprocesses auto --maxprocesses 4 --dist loadfile
 	$(call lab,smoke)
 
 test-rest: setup matrix  ## what test-all adds to test

@@ -76,12 +76,16 @@ class IncompatibleHost(SnapkitError):
 
 
 class HostError(SnapkitError):
-    """A system call failed: `call` (with `request` for an ioctl), `errno`, `arguments` as a short text."""
+    """A system call failed: `call` (with `request` for an ioctl), `errno`, `arguments` as a short text.
+
+    `done` says, of a row of calls, how many had succeeded.
+    """
 
     exit_code = 5
 
     def __init__(self, call: str, errno: int, arguments: str = "") -> None:
         self.call, self.errno, self.arguments = call, errno, arguments
+        self.done = 0
         name = _errno.errorcode.get(errno, str(errno))
         super().__init__(f"{call}({arguments}) failed: {name}, {os.strerror(errno)}")
 

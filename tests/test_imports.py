@@ -28,7 +28,7 @@ BELOW: Mapping[str, tuple[str, ...]] = {
 }
 SYSTEM = frozenset({"fcntl", "ctypes", "mmap", "termios", "select", "signal"})
 MAY_CALL_THE_SYSTEM = ("snapkit.host", "snapkit.vmm.kvm")
-HEAVY = frozenset({"numpy", "zstandard", "elftools"})
+HEAVY = frozenset({"numpy", "zstandard", "elftools", "fdt"})
 NO_NAMES = frozenset({"utils", "util", "helpers", "helper", "common", "misc", "manager"})
 LONGEST = 450
 

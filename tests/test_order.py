@@ -12,8 +12,12 @@ from snapkit.restore import orders
 from snapkit.state.memory_layout import RegionState
 from snapkit.state.schema import SectionId, State
 from snapkit.vmm import save_order
-from snapkit.vmm.arch.x86_64 import platform, vcpu, vcpu_order
+from snapkit.vmm.arch import Platform
+from snapkit.vmm.arch.aarch64 import vcpu as aarch64_vcpu
+from snapkit.vmm.arch.aarch64 import vcpu_order as aarch64_order
+from snapkit.vmm.arch.x86_64 import vcpu, vcpu_order
 from snapkit.vmm.parts.board import CONSTRUCT_ORDER
+from tests.grounds import PLATFORMS
 from tests.order_tables import EDGES, TABLES, name_of, places, reverse, swapped
 
 NAMES = "abcdefg"
@@ -92,11 +96,25 @@ def test_every_name_and_edge_stands_once_and_every_edge_has_its_reason(table):
     assert all(edge.why for edge in order.edges)
 
 
-def test_a_boot_constructs_in_an_order_that_the_edges_allow():
-    kinds = ["machine", "memory-layout", *platform.CHIPS, "vcpu-x86-64", *CONSTRUCT_ORDER]
-    assert sorted(kinds) == sorted(orders.REBUILD.names)
+def constructed(platform: Platform) -> list[str]:
+    """Kinds in the order in which a boot makes them, those of the other architecture left out."""
+    own = dict.fromkeys(section.kind for section in platform.kernel_parts(2, "pci"))
+    others = {kind for one in PLATFORMS for kind in one.MAP.pins} - platform.MAP.pins.keys()
+    return ["machine", "memory-layout", *own, *(kind for kind in CONSTRUCT_ORDER if kind not in others)]
+
+
+def test_what_machines_are_constructed_of_is_in_the_table_and_nothing_else():
+    assert {kind for platform in PLATFORMS for kind in constructed(platform)} == set(orders.REBUILD.names)
+    loaded = {kind for platform in PLATFORMS for kind in (platform.VCPU, *platform.CHIPS)}
+    assert loaded == set(orders.LOAD.names) <= set(save_order.SAVE.names)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS, ids=lambda platform: platform.MAP.name)
+def test_a_boot_constructs_in_an_order_that_the_edges_allow(platform):
+    kinds = constructed(platform)
     for edge in orders.REBUILD.edges:
-        assert kinds.index(edge.before) < kinds.index(edge.after), edge
+        if edge.before in kinds and edge.after in kinds:
+            assert kinds.index(edge.before) < kinds.index(edge.after), edge
 
 
 def test_what_is_written_at_the_first_resume_comes_last_of_a_vcpu():
@@ -104,6 +122,12 @@ def test_what_is_written_at_the_first_resume_comes_last_of_a_vcpu():
     assert vcpu_order.LOAD.names[-len(last) :] == last == ("TSC", "TSC_DEADLINE")
     assert list(vcpu.CLOCK_MSRS) == [0x10, 0x6E0]
     assert {*vcpu._WRITE, *last} == set(vcpu_order.LOAD.names)
+
+
+def test_what_is_written_of_an_aarch64_vcpu_is_what_its_table_names():
+    last = aarch64_order.AT_FIRST_RESUME
+    assert aarch64_order.LOAD.names[-len(last) :] == last
+    assert {*aarch64_vcpu._WRITE, *last} == set(aarch64_order.LOAD.names)
 
 
 def test_a_machine_is_read_in_its_order_and_gives_the_order_of_the_file():

@@ -1,8 +1,9 @@
 """One program of a matrix's columns: a release's wheel or the working tree, imported once, run once for every file.
 
-`Column.run` is `snapkit WORDS...` by that program's own entry point, in a process of its own: a server inside the
-program's environment has imported everything and forks for each command, which spares each the start-up. What is asked
-and answered are lines of JSON. The commands are those that never change, so a server can drive any release.
+`Column.run` is `python -m snapkit WORDS...` of that program, in a process of its own: a server inside the program's
+environment has imported everything and forks for each command, which spares each the start-up. There is one server for
+all rows of a column, and none before a row needs it. What is asked and answered are lines of JSON. The commands are those
+that never change, so a server can drive any release.
 
 The server's side imports nothing but the standard library: it runs in the environment of any release. It finds this
 module behind all packages of that environment, so that the checkout's own snapkit cannot come in the way.
@@ -12,6 +13,7 @@ import importlib
 import json
 import os
 import pkgutil
+import runpy
 import signal
 import subprocess
 import sys
@@ -19,14 +21,20 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple, Self
 
 from tools import tap
 
 ROOT = Path(__file__).resolve().parents[1]
-_SERVE = "import sys; sys.path.{how}; from tools.column import serve; serve()"
+_SERVE = "import sys; sys.path[:0] = {first}; sys.path.append({last!r}); from tools.column import serve; serve()"
+
+
+class Place(NamedTuple):
+    """Where a program is: an interpreter that has it installed, or one that has what it needs, and the *tree* it is in."""
+
+    python: Path
+    tree: Path | None = None
 
 
 class Done(NamedTuple):
@@ -40,26 +48,32 @@ class Done(NamedTuple):
 class Column:
     """A program that answers by its commands; one at a time. A context manager, which ends it."""
 
-    def __init__(self, name: str, python: Path, *, tree: Path | None = None) -> None:
-        """Start what *python* has installed, or the *tree* with its packages."""
+    def __init__(self, name: str, place: Callable[[], Place]) -> None:
+        """Name it; *place* is asked once, when it is first needed."""
         self.name = name
-        how = f"append({str(ROOT)!r})" if tree is None else f"insert(0, {str(tree)!r})"
-        words = [str(python), "-P", "-c", _SERVE.format(how=how)]
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+        self._place = place
         self._lock = threading.Lock()
-        self._server = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=clean)
+        self._server: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._server:
-            self._server.kill()
+        if self._server is not None:
+            with self._server:
+                self._server.kill()
+
+    @property
+    def started(self) -> bool:
+        """Whether anything needed it."""
+        return self._server is not None
 
     def run(self, words: list[str], folder: Path, *, taps: tuple[str, ...] = (), bound_s: int = 120) -> Done:
         """Run ``snapkit`` with *words* in *folder*, where its output goes, among *taps*; it is killed after *bound_s*."""
         asked = {"words": words, "folder": str(folder), "taps": taps, "bound_s": bound_s}
         with self._lock:
+            if self._server is None:
+                self._server = _start(self._place())
             assert self._server.stdin is not None
             assert self._server.stdout is not None
             try:
@@ -74,10 +88,15 @@ class Column:
         return Done(json.loads(answer), out, err)
 
 
+def _start(place: Place) -> "subprocess.Popen[str]":
+    first = [] if place.tree is None else [str(place.tree)]
+    words = [str(place.python), "-P", "-c", _SERVE.format(first=first, last=str(ROOT))]
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=clean)
+
+
 def serve() -> None:
     """Answer for this environment's snapkit until nobody asks any more."""
-    (command,) = (each for each in metadata.distribution("snapkit").entry_points if each.name == "snapkit")
-    main = command.load()
     package = importlib.import_module("snapkit")
     for module in pkgutil.walk_packages(package.__path__, "snapkit.", onerror=lambda _name: None):
         if not module.name.endswith("__main__"):
@@ -87,12 +106,12 @@ def serve() -> None:
         asked = json.loads(line)
         child = os.fork()
         if not child:
-            _become(main, asked)
+            _become(asked)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
-def _become(main: Callable[[], object], asked: dict[str, object]) -> None:
+def _become(asked: dict[str, object]) -> None:
     """Run one command and end this process with its code."""
     code: object = 70
     try:
@@ -110,7 +129,7 @@ def _become(main: Callable[[], object], asked: dict[str, object]) -> None:
         if taps:
             tap.enter(taps)
         sys.argv = ["snapkit", *words]
-        main()
+        runpy.run_module("snapkit", run_name="__main__")
     except SystemExit as ended:
         code = ended.code
     except BaseException:

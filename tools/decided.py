@@ -14,7 +14,8 @@ from typing import Literal
 import msgspec
 
 from snapkit.errors import ConfigError
-from tools.golden import KEPT
+from snapkit.restore.preamble import ARCHITECTURES
+from tools.golden import HERE, KEPT
 
 FILE = Path("tests/compat/matrix.json")
 TREE = "tree"
@@ -80,6 +81,12 @@ class Result:
     took_s: float = 0
 
     @property
+    def architecture(self) -> str:
+        """Return the architecture that the row's name begins with; empty where it names none."""
+        golden = self.row.partition("/")[2]
+        return next((each for each in ARCHITECTURES.values() if golden.startswith(f"{each}-")), "")
+
+    @property
     def outcome(self) -> Outcome | None:
         """What this would decide; None when nothing."""
         if self.state == "refused":
@@ -111,3 +118,8 @@ class Seen:
     def planned(self) -> list[Result]:
         """Those that could not run on this machine."""
         return [each for each in self.results if each.state == "planned"]
+
+    @property
+    def lacking(self) -> list[Result]:
+        """Of those, the ones that a machine of this architecture runs when it lacks nothing; the others run in the lab."""
+        return [each for each in self.planned if each.architecture in {HERE, ""}]

@@ -3,6 +3,7 @@
 ``tests/golden/<release>/`` holds ``<architecture>-<transport>-<device set>.snap.zst`` files and one ``manifest.json``
 that describes them. They are stored packed, hence the second suffix: a 2 MiB machine is 2 MiB in every clone and 3 KiB
 packed. `unpack` gives back the very bytes that the release wrote, checked against the manifest, and keeps them in a cache.
+`tools.golden_maker` makes them.
 
 Where a golden has devices, a restore gives them other host ends (`host_ends`): a fresh copy of each disk as it was when the
 machine was saved, which is stored beside it, a socket in a folder of the restore's own, a TAP in a network namespace of its
@@ -14,6 +15,7 @@ byte.
 """
 
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -31,39 +33,11 @@ FOLDER = Path("tests/golden")
 MANIFEST = "manifest.json"
 SUFFIX = ".snap.zst"
 KEPT = "it was written by that release and cannot be made again: take it back from the repository (git checkout)"
-_WRITE_S = 120
+HERE = platform.machine().replace("_", "-")
+"""This machine's architecture, as goldens say it."""
+RUN_S = 120
 _GO_ON = 3
-_DISK_LEN = 64 << 10
 TAP = "tap0"
-_CID = 3
-_DEVICES = {"disk": "root", "net": "eth0", "vsock": "v0"}
-
-
-class Recipe(msgspec.Struct, frozen=True):
-    """How a golden is made: a guest of `tests.guests` and the machine around it."""
-
-    devices: str
-    guest: str
-    vcpus: int
-    word: str
-    """First word of the lines that it prints, a number follows."""
-    snapshot_when: str
-    transport: str = "none"
-    options: tuple[str, ...] = ()
-    """Names of the options that ask for its devices."""
-
-    @property
-    def name(self) -> str:
-        return f"x86-64-{self.transport}-{self.devices}"
-
-
-_ALL = ("disk", "net", "vsock", "rng", "balloon")
-RECIPES = (
-    Recipe("base", "counter", 1, "count", "count 7"),
-    Recipe("smp", "smp", 2, "smp", "cpus 2 counts"),
-    Recipe("all", "devices", 1, "io", "io 5", "pci", _ALL),
-    Recipe("all", "devices", 1, "io", "io 5", "mmio", _ALL),
-)
 
 
 class Disk(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -104,6 +78,10 @@ class Golden(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defa
     """Ids of the devices that want a TAP."""
     vsocks: list[str] = []
     """Ids of the devices that want a socket."""
+    host_cpu: str = ""
+    """The processor model that was emulated for the machine that wrote it; empty: none was."""
+    host_kernel: str = ""
+    """That machine's; empty: the manifest's."""
 
     @property
     def name(self) -> str:
@@ -230,98 +208,6 @@ def among_taps(words: list[str]) -> list[str]:
     return [sys.executable, str(Path(tap.__file__).resolve()), TAP, "--", *words]
 
 
-def write(snapkit: Sequence[str], folder: Path, guests: Mapping[str, Path], *, release: str, date: str) -> Manifest:
-    """Write every golden of `RECIPES` into *folder* with the command *snapkit*, each restored once, and the manifest.
-
-    *guests* are the binaries by name. Raises ConfigError with what the command said when it failed.
-    """
-    folder.mkdir(parents=True)
-    goldens = []
-    with tempfile.TemporaryDirectory() as scratch_name:
-        scratch = Path(scratch_name)
-        for recipe in RECIPES:
-            elf = guests[recipe.guest]
-            snap, serial = scratch / f"{recipe.name}.snap", scratch / f"{recipe.name}.out"
-            machine = ["--memory", "2M", "--vcpus", str(recipe.vcpus), "--cpu", "baseline", *_asked(recipe, scratch)]
-            until = ["--snapshot-when", recipe.snapshot_when, "--snapshot-to", str(snap), "--then", "stop"]
-            bound = ["--timeout", str(_WRITE_S)]
-            words = [*snapkit, "boot", str(elf), *machine, "--serial", f"file:{serial}", *until, *bound]
-            run(among_taps(words) if "net" in recipe.options else words, scratch)
-            lines = serial.read_text().split("\n")
-            content = snap.read_bytes()
-            golden = Golden(
-                file=f"{recipe.name}{SUFFIX}",
-                architecture="x86-64",
-                transport=recipe.transport,
-                devices=recipe.devices,
-                vcpus=recipe.vcpus,
-                memory=2 << 20,
-                cpu="baseline",
-                guest=recipe.guest,
-                guest_sha256=digest(elf.read_bytes()),
-                word=recipe.word,
-                count=int(lines[-2].split()[1]) if len(lines) > 1 else 0,
-                partial_line=lines[-1],
-                length=len(content),
-                sha256=digest(content),
-                packed_sha256=_store(folder / f"{recipe.name}{SUFFIX}", content),
-                disks=[_store_disk(folder, recipe, scratch)] if "disk" in recipe.options else [],
-                nets=[_DEVICES["net"]] if "net" in recipe.options else [],
-                vsocks=[_DEVICES["vsock"]] if "vsock" in recipe.options else [],
-            )
-            run([*snapkit, "verify", snap], scratch)
-            restore(snapkit, snap, golden, folder)
-            goldens.append(golden)
-        about = msgspec.json.decode(run([*snapkit, "inspect", snap, "--json"], scratch))
-    manifest = Manifest(
-        format=1,
-        release=release,
-        written=date,
-        producer=about["preamble"]["producer"],
-        host_kernel=about["preamble"]["host_kernel"],
-        goldens=goldens,
-    )
-    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
-    return manifest
-
-
-def _asked(recipe: Recipe, scratch: Path) -> list[str]:
-    """Return the options of its devices, each with a host end in *scratch*."""
-    if not recipe.options:
-        return []
-    image = _disk_path(recipe, scratch)
-    image.write_bytes(bytes(_DISK_LEN))
-    said = {
-        "disk": f"id={_DEVICES['disk']},path={image}",
-        "net": f"id={_DEVICES['net']},tap={TAP}",
-        "vsock": f"id={_DEVICES['vsock']},cid={_CID},uds={scratch / recipe.name}.sock",
-    }
-    words = ["--transport", recipe.transport]
-    for option in recipe.options:
-        words += [f"--{option}", *([said[option]] if option in said else [])]
-    return words
-
-
-def _disk_path(recipe: Recipe, scratch: Path) -> Path:
-    return scratch / f"{recipe.name}.img"
-
-
-def _store_disk(folder: Path, recipe: Recipe, scratch: Path) -> Disk:
-    ident, content = _DEVICES["disk"], _disk_path(recipe, scratch).read_bytes()
-    file = f"{recipe.name}.{ident}.img.zst"
-    packed = _store(folder / file, content)
-    return Disk(id=ident, file=file, length=len(content), sha256=digest(content), packed_sha256=packed)
-
-
-def _store(path: Path, content: bytes) -> str:
-    """Store *content*, packed; returns the digest of the stored file."""
-    import zstandard
-
-    packed = zstandard.ZstdCompressor(level=19, write_content_size=True).compress(content)
-    path.write_bytes(packed)
-    return digest(packed)
-
-
 def restore(snapkit: Sequence[str], path: Path, golden: Golden, folder: Path) -> list[str]:
     """Restore a golden with the command *snapkit* and return the whole lines that its guest goes on with.
 
@@ -333,7 +219,7 @@ def restore(snapkit: Sequence[str], path: Path, golden: Golden, folder: Path) ->
         serial = scratch / "out"
         words = restore_words(snapkit, path, golden, host_ends(folder, golden, scratch))
         run(
-            [*words, "--serial", f"file:{serial}", "--exit-when", go_on_text(golden), "--timeout", str(_WRITE_S)],
+            [*words, "--serial", f"file:{serial}", "--exit-when", go_on_text(golden), "--timeout", str(RUN_S)],
             scratch,
         )
         return golden.went_on(serial.read_text())
@@ -349,11 +235,18 @@ def digest(content: bytes) -> str:
     return sha256(content).hexdigest()
 
 
-def run(words: Sequence[str | Path], cwd: Path) -> str:
+def run(words: Sequence[str | Path], cwd: Path, *, bound_s: int = 600) -> str:
     """Run a command outside of any checkout; returns its stdout."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
-        words, cwd=cwd, env=clean, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600, check=False
+        words,
+        cwd=cwd,
+        env=clean,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=bound_s,
+        check=False,
     )
     if done.returncode:
         command = " ".join(map(str, words))

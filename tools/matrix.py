@@ -6,7 +6,11 @@
 Rows are the goldens of ``tests/golden``. Columns are the wheels of ``tests/compat/releases``, each in a virtual
 environment of its own, and the working tree. What a column cannot read by itself, because it is older, the tree converts
 for it. Then the column's program verifies the file and plans its restore, on any host; on this machine's ``/dev/kvm`` it
-restores it, and the guest's lines go on with the next one. Beyond its cells a row has three more checks (`MORE`).
+restores it, and the guest's lines go on with the next one. Beyond its cells a row has three more checks (`tools.table.MORE`).
+
+A release that has no machines of a row's architecture refuses it without a run. What is of another architecture than this
+machine is planned here by the facts of a recorded host (`tools.table.HOSTS`), and run in the lab's machine (`tools.elsewhere`): there
+this same program runs, with --bare.
 
 ``tests/compat/matrix.json`` holds what each has to give: ``"runs"``, or the reasons why the file is refused. People review
 it. Another outcome is a failure; what is there without being decided, or decided without being there, is missing. `extend`
@@ -19,19 +23,14 @@ import argparse
 import fnmatch
 import itertools
 import os
-import platform
 import re
 import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Self
 
 import msgspec
 
@@ -39,17 +38,11 @@ from snapkit.errors import EXIT_DIFFERENT, ConfigError, ImageError, Incompatible
 from snapkit.restore.convert import Conversion
 from snapkit.restore.image import Image
 from snapkit.state.converters import Refusal
-from tools import golden, matrix_view, tap, wheels
+from tools import elsewhere, golden, matrix_view, stored
 from tools.column import ROOT, Column
 from tools.decided import FILE, TREE, Decided, Result, Seen, State
+from tools.table import BACK, ONWARD, SAVED_AGAIN, Bench, Row, bench, checks, names, order, rows
 
-SAVED_AGAIN, BACK, ONWARD = "saved again", "back and forth", "onward"
-MORE: Mapping[str, str] = {
-    SAVED_AGAIN: "the tree restores it up to load and saves: equal to the file",
-    BACK: "the tree restores it and saves, its own release restores that and saves, and so on once more",
-    ONWARD: "every later release restores it and saves, each what the one before saved, and then the tree",
-}
-_KVM = "/dev/kvm"
 _RESTORE_S = 60
 _LINES = 2
 """A machine prints as many whole lines between a restore and its next save."""
@@ -66,103 +59,6 @@ class RefusedError(Exception):
 
 class FailedError(Exception):
     """Something went wrong that is no reason."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A golden of a release, unpacked at *path*. *lacking*: why it cannot run on this machine; empty where it can."""
-
-    release: str
-    about: golden.Golden
-    folder: Path
-    path: Path
-    lacking: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.release}/{self.about.name}"
-
-
-@dataclass
-class Bench:
-    """The programs by column, oldest first and the tree last, and a place to work."""
-
-    columns: Mapping[str, Column]
-    scratch: Path
-    reads: dict[str, frozenset[str]] = field(default_factory=dict)
-    """By column, the releases that its program knows."""
-    numbers: Iterator[int] = field(default_factory=itertools.count)
-    reading: threading.Lock = field(default_factory=threading.Lock)
-    """Held while this process reads or converts a file: the modules of kinds come in as they are needed, and another thread
-    could see one of which half is declared."""
-
-    def folder(self) -> Path:
-        path = self.scratch / str(next(self.numbers))
-        path.mkdir()
-        return path
-
-    def ask(self) -> Self:
-        """Ask every program what it reads."""
-        for name, column in self.columns.items():
-            listed = msgspec.json.decode(_do(column, ["schema", "list", "--json"], self.folder()))
-            self.reads[name] = frozenset(release for entry in listed for release in entry["releases"])
-        return self
-
-
-@contextmanager
-def bench(root: Path, cache: Path, newest: Path | None = None) -> Iterator[Bench]:
-    """Start the programs of every column. *newest*: where the environment of the newest release goes, else *cache*."""
-    releases = _releases(root)
-    with tempfile.TemporaryDirectory(prefix="snapkit-matrix-") as scratch, ExitStack() as stack:
-        columns = {}
-        for name in releases:
-            where = newest if name == releases[-1] else None
-            python = wheels.stored_environment(root / wheels.FOLDER / name, cache, where)
-            columns[name] = stack.enter_context(Column(name, python))
-        columns[TREE] = stack.enter_context(Column(TREE, Path(sys.executable), tree=root))
-        yield Bench(columns, Path(scratch)).ask()
-
-
-def rows(root: Path, scratch: Path) -> list[Row]:
-    """Unpack every golden of every release into *scratch*, oldest first. Raises ConfigError for one missing or edited."""
-    lacking = "" if os.access(_KVM, os.R_OK | os.W_OK) else f"no {_KVM} here"
-    no_tap = lacking or tap.missing()
-    found = []
-    for folder, about in _goldens(root):
-        path = golden.unpack(folder, about, scratch / folder.name)
-        other = about.architecture != platform.machine().replace("_", "-")
-        why = f"this machine is no {about.architecture}" if other else (no_tap if about.nets else lacking)
-        found.append(Row(folder.name, about, folder, path, why))
-    return found
-
-
-def _goldens(root: Path) -> Iterator[tuple[Path, golden.Golden]]:
-    for folder in sorted((root / golden.FOLDER).iterdir(), key=lambda path: _order(path.name)):
-        yield from ((folder, about) for about in golden.read_manifest(folder).goldens)
-
-
-def _releases(root: Path) -> list[str]:
-    return sorted((path.name for path in (root / wheels.FOLDER).iterdir()), key=_order)
-
-
-def _order(name: str) -> tuple[bool, list[int], str]:
-    """Releases by number; lines with a name of their own after them."""
-    return (not name[0].isdigit(), [int(number) for number in re.findall(r"\d+", name)], name)
-
-
-def checks(release: str, columns: Sequence[str]) -> list[str]:
-    """Return the names of the checks of a row of *release*: its cells, then more. One without a wheel goes back to none."""
-    return [*columns, SAVED_AGAIN, *([BACK] if release in columns else []), ONWARD]
-
-
-def names(root: Path) -> list[tuple[str, str]]:
-    """Return row and check of everything that there is to decide in the checkout at *root*, in order."""
-    columns = [*_releases(root), TREE]
-    return [
-        (f"{folder.name}/{about.name}", check)
-        for folder, about in _goldens(root)
-        for check in checks(folder.name, columns)
-    ]
 
 
 def problems(root: Path) -> Iterator[str]:
@@ -187,13 +83,15 @@ def problems(root: Path) -> Iterator[str]:
 
 def _check(bench: Bench, row: Row, name: str) -> tuple[State, tuple[str, ...]]:
     try:
+        if name in bench.columns and row.about.architecture not in stored.architectures(bench.knows[name][-1]):
+            raise RefusedError([f"release {name} has no {row.about.architecture}"])
         if name == SAVED_AGAIN:
             done = _saved_again(bench, row)
         elif name == BACK:
             done = _journey(bench, row, [TREE, row.release, TREE])
         elif name == ONWARD:
             later = [
-                each for each in bench.columns if row.release in bench.reads[each] and each not in {row.release, TREE}
+                each for each in bench.columns if bench.reads(each, row.release) and each not in {row.release, TREE}
             ]
             done = _journey(bench, row, [*(later or [TREE]), TREE])
         else:
@@ -214,6 +112,7 @@ def _journey(bench: Bench, row: Row, stops: Sequence[str]) -> bool:
     ends = golden.host_ends(row.folder, row.about, folder)
     options = golden.end_words(row.about, ends)
     taps = (golden.TAP,) if row.about.nets else ()
+    judge = ["--host", str(row.host)] if row.host else []
     path, written, output = row.path, row.release, ""
     for number, stop in enumerate(stops):
         column = bench.columns[stop]
@@ -221,7 +120,7 @@ def _journey(bench: Bench, row: Row, stops: Sequence[str]) -> bool:
         with bench.reading:
             path = _carried(bench, path, written, stop, here)
         _do(column, ["verify", str(path)], here)
-        _do(column, ["restore", str(path), "--dry-run", *options], here)
+        _do(column, ["restore", str(path), "--dry-run", *judge, *options], here)
         if row.lacking:
             return False
         due = f"{row.about.word} {row.about.count + len(row.about.went_on(output)) + _LINES + 1}"
@@ -242,7 +141,7 @@ def _journey(bench: Bench, row: Row, stops: Sequence[str]) -> bool:
 
 def _carried(bench: Bench, path: Path, written: str, column: str, folder: Path) -> Path:
     """Return the file, *written* by that release, as *column* can read it: converted by the tree where it is too old."""
-    if column == TREE or written in bench.reads[column]:
+    if column == TREE or bench.reads(column, written):
         return path
     try:
         return convert(path, folder / "converted.snap", column)
@@ -311,8 +210,8 @@ def unlawful(result: Result, bench: Bench) -> str:
     if result.decided is not None and not result.good:
         return "it was decided otherwise"
     if result.state == "refused":
-        older = check in bench.columns and check != TREE and _order(check) < _order(release)
-        may = check == BACK or (older and release not in bench.reads[check])
+        older = check in bench.columns and check != TREE and order(check) < order(release)
+        may = check == BACK or (older and not bench.reads(check, release))
         return "" if may else "a release restores whatever itself and older ones wrote: support never ends"
     if result.state == "planned":
         return "it is decided by running it"
@@ -322,13 +221,15 @@ def unlawful(result: Result, bench: Bench) -> str:
 def extend(root: Path, bench: Bench, found: Sequence[Row]) -> list[str]:
     """Run what is not decided yet and decide it, unless the law is against one: then nothing; returns why, all of it.
 
-    A row that gets a new column goes onward through it as well.
+    A row that gets a new column goes onward through it as well. Rows of another architecture run in the lab. Raises
+    ConfigError where that is not there.
     """
     decided = Decided.read(root)
     open_rows = {row for row, check in names(root) if decided.get(row, check) is None}
     wanted = [(row, check) for row, check in names(root) if row in open_rows]
     chosen = {(row, check) for row, check in wanted if check == ONWARD or decided.get(row, check) is None}
     results = run(bench, found, decided, lambda row, check: (row, check) in chosen)
+    results = _run_elsewhere(found, results, decided)
     against = [
         f"{each.row}, {each.check}: {each.state}, {why}: {'; '.join(each.reasons)}"
         for each in results
@@ -343,16 +244,37 @@ def extend(root: Path, bench: Bench, found: Sequence[Row]) -> list[str]:
     return against
 
 
+def _run_elsewhere(found: Sequence[Row], results: Sequence[Result], decided: Decided) -> list[Result]:
+    """Return *results*; those that could only be planned, since they are of another architecture, as they are there."""
+    foreign = {row.name: row.about.architecture for row in found if row.host}
+    waiting: dict[str, list[str]] = {}
+    for each in results:
+        if each.state == "planned" and each.row in foreign:
+            waiting.setdefault(foreign[each.row], []).append(f"{each.row} {each.check}")
+    ran = {}
+    for architecture, cells in waiting.items():
+        for each in elsewhere.matrix(architecture, cells):
+            ran[each.row, each.check] = replace(each, decided=decided.get(each.row, each.check))
+    return [ran.get((each.row, each.check), each) for each in results]
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Show the matrix, or extend what is decided; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.matrix", description="The compatibility matrix.")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--html", metavar="OUT", type=Path, help="write a page of it to OUT as well")
-    parser.add_argument("--only", metavar="PATTERN", default="*", help="`ROW CHECK`, with wildcards: '*-pci-* 0.2.0'")
+    parser.add_argument(
+        "--only",
+        metavar="PATTERN",
+        action="append",
+        help="`ROW CHECK`, with wildcards: '*-pci-* 0.2.0'; may be repeated",
+    )
     parser.add_argument("--extend", action="store_true", help="decide what nobody has decided yet, by running it")
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache/wheels", help="where environments are kept")
     parser.add_argument("--newest", type=Path, help="where the environment of the newest release goes, else the cache")
+    parser.add_argument("--bare", action="store_true", help="no environments: programs run on what this Python has")
     asked = parser.parse_args(words)
+    patterns = asked.only or ["*"]
     try:
         if asked.extend:
             with bench(ROOT, asked.cache, asked.newest) as ready:
@@ -360,23 +282,27 @@ def main(words: Sequence[str] | None = None) -> int:
             for line in against:
                 print(line, file=sys.stderr)
             return EXIT_DIFFERENT if against else 0
-        seen = look(ROOT, asked.cache, lambda row, check: fnmatch.fnmatch(f"{row} {check}", asked.only))
+
+        def wanted(row: str, check: str) -> bool:
+            return any(fnmatch.fnmatch(f"{row} {check}", pattern) for pattern in patterns)
+
+        seen = look(ROOT, asked.cache, wanted, bare=asked.bare)
     except SnapkitError as error:
         print(f"snapkit: {error}", file=sys.stderr)
         return error.exit_code
     print(matrix_view.as_json(seen) if asked.json else matrix_view.as_text(seen))
     if asked.html:
         asked.html.write_text(matrix_view.as_html(seen))
-    if seen.planned and "kvm" in os.environ.get("SNAPKIT_REQUIRE", "").split(","):
-        print(f"snapkit: {seen.planned[0].reasons[0]}, and SNAPKIT_REQUIRE asks for it", file=sys.stderr)
+    if seen.lacking and "kvm" in os.environ.get("SNAPKIT_REQUIRE", "").split(","):
+        print(f"snapkit: {seen.lacking[0].reasons[0]}, and SNAPKIT_REQUIRE asks for it", file=sys.stderr)
         return EXIT_DIFFERENT
     return EXIT_DIFFERENT if seen.failed or seen.missing else 0
 
 
-def look(root: Path, cache: Path, wanted: Callable[[str, str], bool]) -> Seen:
+def look(root: Path, cache: Path, wanted: Callable[[str, str], bool], *, bare: bool = False) -> Seen:
     """Run what is *wanted* of the matrix of the checkout at *root*."""
     start = time.monotonic()
-    with bench(root, cache) as ready:
+    with bench(root, cache, bare=bare) as ready:
         results = run(ready, rows(root, ready.scratch), Decided.read(root), wanted)
         return Seen(list(ready.columns), results, list(problems(root)), time.monotonic() - start)
 

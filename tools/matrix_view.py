@@ -120,13 +120,16 @@ def as_html(seen: Seen) -> str:
     groups: list[tuple[str, list[str]]] = []
     for name, row in rows.items():
         release, _, golden = name.partition("/")
-        if not groups or groups[-1][0] != release:
-            groups.append((release, []))
+        architecture = next(iter(row.values())).architecture
+        written = f"{release} on {architecture}" if architecture else release
+        golden = golden.removeprefix(f"{architecture}-")
+        if not groups or groups[-1][0] != written:
+            groups.append((written, []))
         cells = [_cell(row.get(check), notes) for check in checks]
         groups[-1][1].append(f"<tr><th scope=row>{escape(golden)}</th>{''.join(cells)}</tr>")
     body = [
-        f"<tbody><tr class=release><th scope=rowgroup colspan={len(checks) + 1}>written by {escape(release)}</th></tr>{''.join(lines)}</tbody>"
-        for release, lines in groups
+        f"<tbody><tr class=release><th scope=rowgroup colspan={len(checks) + 1}>written by {escape(written)}</th></tr>{''.join(lines)}</tbody>"
+        for written, lines in groups
     ]
     heads = [
         f"<th scope=col{' class=more' if check not in seen.columns else ''}>{escape(check)}</th>" for check in checks

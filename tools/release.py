@@ -2,13 +2,15 @@
 
     python -m tools.release                  release the version that snapkit/version.py announces
     python -m tools.release --next 0.2.0     begin to work on the next one
+    python -m tools.release --here           a trial: without the goldens that other machines write
 
 First everything is looked at, and every reason to refuse is told at once, each with what to do. Then, in a copy of the
 tracked files: the version loses its ``.dev0``, ``schemas/releases.json`` gets the date and the digests of the schema files,
 the law is checked once more, the wheel is built twice (the same bytes), installed with its pinned packages into an
-environment of its own, and *that program* writes the goldens on ``/dev/kvm`` and restores them. The matrix gets its row and
-its column: every release is given the new goldens, the new one all others, and what comes out is decided, unless it is
-against the law; then there is no release. The last step moves the results into the checkout; whatever fails before or in it leaves the checkout as it was. Committing is left to a person.
+environment of its own, and *that program* writes the goldens on ``/dev/kvm`` and restores them; those of another architecture
+in the lab's machine (`tools.elsewhere`). The matrix gets its rows and its column: every release is given the new goldens, the
+new one all others, and what comes out is decided, unless it is against the law; then there is no release. The last step moves
+the results into the checkout; whatever fails before or in it leaves the checkout as it was. Committing is left to a person.
 
 The date comes from the heading of the release in CHANGELOG.md and is also the time of the files in the wheel, so that the
 same tree gives the same wheel on any day.
@@ -35,13 +37,14 @@ from snapkit.errors import SnapkitError
 from snapkit.guests import build
 from snapkit.state.law import committed_files, violations
 from snapkit.state.releases import Release, freeze, render
-from tools import decided, golden, matrix, matrix_view, stored, tap, wheels
+from tools import decided, elsewhere, golden, golden_maker, matrix, matrix_view, stored, tap, wheels
 
 ROOT = Path(__file__).resolve().parents[1]
 VERSION, CHANGELOG, RELEASES = Path("snapkit/version.py"), Path("CHANGELOG.md"), Path("schemas/releases.json")
 CHANGED = (VERSION, RELEASES, decided.FILE, matrix_view.README)
 """What a release changes; beside these it only adds."""
 KVM = "/dev/kvm"
+_MATRIX_S = 3600
 PLANNED = re.compile(r"(\d+\.\d+\.\d+)\.dev0")
 
 
@@ -60,13 +63,15 @@ class Plan:
     release: str
     date: date
     entries: tuple[Release, ...]
+    elsewhere: tuple[str, ...] = ()
+    """Architectures of which other machines than this one write the goldens."""
 
 
 # What is looked at first
 
 
-def reasons(root: Path) -> Iterator[str]:
-    """Give every reason not to release the tree at *root*, with what to do."""
+def reasons(root: Path, others: Sequence[str] = ()) -> Iterator[str]:
+    """Give every reason not to release the tree at *root*, with what to do. *others* write goldens as well."""
     yield from _unclean(root)
     yield from _version(root)
     yield from _changelog(root)
@@ -82,6 +87,9 @@ def reasons(root: Path) -> Iterator[str]:
         yield f"toolchain: {missing}: the guests of the goldens are built from source"
     if not os.access(KVM, os.R_OK | os.W_OK):
         yield f"kvm: {KVM} is missing or may not be opened: goldens are written from live machines"
+    for architecture in others:
+        if missing := elsewhere.missing(architecture):
+            yield f"lab: {missing}: goldens of {architecture} are written in its machine; make setup fetches the rest"
     if missing := tap.missing():
         yield f"network: {missing}: goldens have a network card; be root, load the module tun"
     try:
@@ -143,16 +151,17 @@ def _announced(root: Path) -> str:
     return found[1] if found else ""
 
 
-def plan(root: Path) -> Plan:
-    """Return what is to be released; raises RefusedError with every reason not to."""
+def plan(root: Path, *, here: bool = False) -> Plan:
+    """Return what is to be released, *here*: without other machines. Raises RefusedError with every reason not to."""
     if Path(snapkit.__file__).resolve().parents[1] != root:
         raise RefusedError([f"tree: this is the snapkit of {snapkit.__file__}, not of {root}: run it in that folder"])
-    if found := list(reasons(root)):
-        raise RefusedError(found)
     entries = stored.releases(root)
+    others = () if here else tuple(sorted(stored.architectures(entries[-1]) - {golden.HERE}))
+    if found := list(reasons(root, others)):
+        raise RefusedError(found)
     heading = re.search(rf"^## {re.escape(entries[-1].release)}, (.*)$", (root / CHANGELOG).read_text(), re.MULTILINE)
     assert heading is not None, "looked at before"
-    return Plan(entries[-1].release, date.fromisoformat(heading[1]), entries)
+    return Plan(entries[-1].release, date.fromisoformat(heading[1]), entries, others)
 
 
 # Making it, in a copy
@@ -170,19 +179,18 @@ def make(root: Path, stage: Path, planned: Plan, cache: Path, tell: Callable[[st
     (stage / RELEASES).write_bytes(render((*planned.entries[:-1], frozen)))
     tell(f"frozen: {len(frozen.digests)} schemas of release {frozen.release}")
 
-    guests = stage / "guests"
-    guests.mkdir()
-    binaries = {recipe.guest: guests / f"{recipe.guest}.elf" for recipe in golden.RECIPES}
-    for name, path in binaries.items():
-        build.compile_guest(str(stage / f"tests/guests/{name}.c"), str(path))
+    binaries = {
+        architecture: golden_maker.guests(stage, architecture, stage / f"guests/{architecture}")
+        for architecture in (golden.HERE, *planned.elsewhere)
+    }
 
     epoch = int(datetime(planned.date.year, planned.date.month, planned.date.day, tzinfo=UTC).timestamp())
     built = wheels.build(stage, stage / "wheels", epoch)
-    folder = stage / wheels.FOLDER / planned.release
-    folder.mkdir(parents=True)
-    wheel = folder / built.name
+    store = stage / wheels.FOLDER / planned.release
+    store.mkdir(parents=True)
+    wheel = store / built.name
     shutil.copy2(built, wheel)
-    constraints = folder / wheels.CONSTRAINTS
+    constraints = store / wheels.CONSTRAINTS
     constraints.write_text("\n".join(wheels.pinned(stage)) + "\n")
     tell(f"built: {wheel.name}, {wheel.stat().st_size} bytes")
 
@@ -191,15 +199,21 @@ def make(root: Path, stage: Path, planned: Plan, cache: Path, tell: Callable[[st
     golden.run([*program, "schema", "check"], stage.parent)
     tell(f"installed: {golden.run([*program, '--version'], stage.parent).strip()}; its schemas keep the law")
 
-    goldens = stage / golden.FOLDER / planned.release
-    manifest = golden.write(program, goldens, binaries, release=planned.release, date=str(planned.date))
+    goldens, when = stage / golden.FOLDER / planned.release, str(planned.date)
+    manifest = golden_maker.write(program, goldens, binaries[golden.HERE], release=planned.release, date=when)
+    for architecture in planned.elsewhere:
+        tell(f"booting a machine of {architecture}")
+        folder, guests = stage / f"goldens/{architecture}", stage / f"guests/{architecture}"
+        elsewhere.write_goldens(architecture, wheel, guests, folder, release=planned.release, date=when)
+        manifest = golden_maker.join(goldens, folder)
     for entry in manifest.goldens:
-        tell(f"written and restored: {entry.file}, at {entry.word} {entry.count}")
-    _describe(folder, planned, wheel, constraints, goldens / golden.MANIFEST)
+        where = f", on {entry.host_cpu}" if entry.host_cpu else ""
+        tell(f"written and restored: {entry.file}, at {entry.word} {entry.count}{where}")
+    _describe(store, planned, wheel, constraints, goldens / golden.MANIFEST)
     for shown in stored.problems(stage):
         raise RefusedError([f"stored: {shown}"])
     words = ["--extend", "--cache", str(cache.resolve()), "--newest", str(stage / "environment")]
-    golden.run([sys.executable, "-m", "tools.matrix", *words], stage)
+    golden.run([sys.executable, "-m", "tools.matrix", *words], stage, bound_s=_MATRIX_S)
     for shown in matrix.problems(stage):
         raise RefusedError([f"matrix: {shown}"])
     tell(f"decided: its row and its column in {decided.FILE}")
@@ -268,13 +282,16 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--next", metavar="X.Y.Z", help="do not release: begin to work on that version")
     parser.add_argument("--check", action="store_true", help="only say whether it could be released")
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache/wheels", help="where packages are kept")
+    parser.add_argument("--here", action="store_true", help="a trial: without the goldens that other machines write")
     asked = parser.parse_args(words)
+    # The copy that the release is made in has no lab of its own.
+    os.environ.setdefault("SNAPKIT_LAB_CACHE", str(ROOT / ".cache/lab"))
     try:
         if asked.next:
             begin(ROOT, asked.next)
             print(f"release {asked.next} is being worked on")
             return 0
-        planned = plan(ROOT)
+        planned = plan(ROOT, here=asked.here)
         print(f"release {planned.release} of {planned.date}: nothing is missing")
         if asked.check:
             return 0

@@ -21,6 +21,11 @@ def releases(root: Path) -> tuple[Release, ...]:
     return parse((root / "schemas/releases.json").read_bytes())
 
 
+def architectures(release: Release) -> frozenset[str]:
+    """Return the architectures whose machines *release* has: those of its kinds of vCPU."""
+    return frozenset(kind.removeprefix("vcpu-") for kind in release.kinds if kind.startswith("vcpu-"))
+
+
 def problems(root: Path) -> Iterator[str]:
     """Say, with what to do, everything that is missing, edited or too much in the checkout at *root*."""
     every = releases(root)

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -21,6 +22,7 @@ from pathlib import Path
 import msgspec
 
 from snapkit.errors import ConfigError
+from snapkit.state.releases import Release, parse
 from tools.golden import KEPT, digest
 
 FOLDER = Path("tests/compat/releases")
@@ -159,6 +161,21 @@ def stored_environment(folder: Path, cache: Path, where: Path | None = None) -> 
     """Return the interpreter of the environment of the wheel stored in *folder*; places as for `environment`."""
     manifest = read_manifest(folder)
     return environment(folder / manifest.wheel.file, folder / manifest.constraints.file, cache, where)
+
+
+def unpacked(folder: Path, into: Path) -> Path:
+    """Return where the wheel stored in *folder* was unpacked, below *into*: a program for who has what it runs on."""
+    manifest = read_manifest(folder)
+    place = into / manifest.release
+    with zipfile.ZipFile(folder / manifest.wheel.file) as archive:
+        archive.extractall(place)
+    return place
+
+
+def knows(folder: Path) -> tuple[Release, ...]:
+    """Return the releases that the program stored in *folder* knows, oldest first; its own is the last."""
+    with zipfile.ZipFile(folder / read_manifest(folder).wheel.file) as archive:
+        return parse(archive.read("snapkit/schemas/releases.json"))
 
 
 @contextmanager

@@ -17,6 +17,11 @@ from snapkit.units import format_len
 SNAPSHOT_AT, CLONES_UNTIL = "tick 60", "tick 110"
 CLONES = 3
 _STEP_TIMEOUT_S = 300
+_SHOWN = {
+    "x86_64": ("vcpu-x86-64/0.sregs.cr0", "serial-16550/0"),
+    "aarch64": ("gicv3-cpu-interface/0", "serial-pl011/0"),
+}
+"""What of a file is worth a look, by the host's architecture."""
 
 
 @click.command(short_help="boot a tiny guest, snapshot it mid-work, restore it three times at once")
@@ -38,7 +43,9 @@ def demo(as_json: bool, keep: str | None) -> int:
         raise IncompatibleHost(f"the demo needs KVM: {facts.kvm.why}; `make demo` runs it in the lab's machine")
     with ExitStack() as stack:
         folder = keep or stack.enter_context(tempfile.TemporaryDirectory(prefix="snapkit-demo-"))
-        report = _Demo(guests.path("demo.elf"), os.path.join(folder, "demo.snap"), quiet=as_json).run(kept=bool(keep))
+        snapshot = os.path.join(folder, "demo.snap")
+        made = _Demo(guests.path("demo.elf"), snapshot, _SHOWN[facts.architecture], quiet=as_json)
+        report = made.run(kept=bool(keep))
     if as_json:
         click.echo(json.dumps(report))
     return 0
@@ -47,8 +54,8 @@ def demo(as_json: bool, keep: str | None) -> int:
 class _Demo:
     """The demo's steps, told as they happen."""
 
-    def __init__(self, kernel: str, snapshot: str, *, quiet: bool) -> None:
-        self._kernel, self._snapshot, self._quiet = kernel, snapshot, quiet
+    def __init__(self, kernel: str, snapshot: str, shown: tuple[str, str], *, quiet: bool) -> None:
+        self._kernel, self._snapshot, self._shown, self._quiet = kernel, snapshot, shown, quiet
         self._runs = 0
 
     def run(self, *, kept: bool) -> dict[str, Any]:
@@ -78,7 +85,7 @@ class _Demo:
         self._say(f"   no line lost, none repeated, in {CLONES} of {CLONES}")
 
         self._say("3. Look into the file. Nothing of the guest, KVM or the monitor is needed for that.")
-        for words in (["inspect", self._snapshot], ["inspect", self._snapshot, "vcpu-x86-64/0.sregs.cr0"]):
+        for words in (["inspect", self._snapshot], ["inspect", self._snapshot, self._shown[0]]):
             self._command(words)
             self._show(self._output(words))
         status = os.stat(self._snapshot)
@@ -95,7 +102,7 @@ class _Demo:
             for words in (
                 ["restore", self._snapshot],
                 ["verify", self._snapshot],
-                ["inspect", self._snapshot, "serial-16550/0"],
+                ["inspect", self._snapshot, self._shown[1]],
                 ["restore", self._snapshot, "--dry-run"],
             ):
                 self._command(words)

@@ -48,7 +48,7 @@ def doctor(file: str | None, host: str | None, as_json: bool, key_file: str | No
 
 
 def _judge(file: str, host: str | None, *, as_json: bool, key: bytes | None) -> int:
-    from snapkit.restore.compatible import FORCIBLE, advice, compatible
+    from snapkit.restore.compatible import advice, compatible, forcible
     from snapkit.restore.restore import prepare
     from snapkit.state.host_facts import read_facts
     from snapkit.vmm.facts import collect
@@ -60,10 +60,11 @@ def _judge(file: str, host: str | None, *, as_json: bool, key: bytes | None) -> 
     if as_json:
         import json
 
+        can = forcible()
         rows = [
             {
                 "name": (name := finding.rule.removeprefix("host.")),
-                "forcible": name in FORCIBLE,
+                "forcible": name in can,
                 "component": finding.component,
                 "path": finding.path,
                 "value": finding.value,
@@ -80,20 +81,27 @@ def _judge(file: str, host: str | None, *, as_json: bool, key: bytes | None) -> 
 
 
 def _show(facts: "HostFacts", sandbox: dict[str, Any]) -> None:
-    from snapkit.vmm.facts import CAPABILITIES
+    from snapkit.vmm.facts import capabilities
 
     kvm = facts.kvm
     click.echo(f"host    {facts.architecture}, Linux {facts.kernel}, {facts.cpus} CPUs, "
                f"{format_len(facts.memory_available)} of memory free")  # fmt: skip
     if facts.tsc_khz:
         click.echo(f"cpu     {facts.cpu_vendor or 'unknown'}, time-stamp counter {facts.tsc_khz} kHz")
+    if facts.counter_hz:
+        gic = "GICv3" if facts.gic_v3 else "no GICv3"
+        click.echo(f"cpu     counter {facts.counter_hz} Hz, addresses of {facts.ipa_bits} bits, {gic}"
+                   f"{' with ITS' if facts.its else ''}")  # fmt: skip
     if kvm.usable:
         click.echo(f"kvm     usable, up to {kvm.vcpus_max} vCPUs a machine")
     else:
         click.echo(f"kvm     NOT usable: {kvm.why}")
-    for name, _number, needed, meaning in CAPABILITIES:
+    asked = capabilities(facts.architecture)
+    names = {one.name: one.name.removeprefix("KVM_CAP_").lower() for one in asked}
+    width = max(map(len, names.values()))
+    for name, _number, needed, meaning in asked:
         mark = "yes" if kvm.capabilities.get(name) else ("MISSING" if needed else "no")
-        click.echo(f"  {name.removeprefix('KVM_CAP_').lower():<14} {mark:<8} {meaning}")
+        click.echo(f"  {names[name]:<{width}} {mark:<8} {meaning}")
     _show_sandbox(sandbox)
     if kvm.usable:
         click.echo("this host can run snapkit's machines")

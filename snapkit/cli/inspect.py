@@ -8,6 +8,7 @@ import click
 
 from snapkit.cli import harmless
 from snapkit.cli.keys import key_option, read_key
+from snapkit.errors import ConfigError, ImageError
 from snapkit.units import format_len
 
 if TYPE_CHECKING:
@@ -21,8 +22,9 @@ _ARCHITECTURES = {62: "x86-64", 183: "aarch64"}
 @click.argument("path", required=False)
 @click.option("--json", "as_json", is_flag=True, help="As JSON; byte strings are base64.")
 @click.option("--whole", is_flag=True, help="With PATH: shorten nothing.")
+@click.option("--tables", is_flag=True, help="With gicv3-its/0: show its tables, which lie in guest memory.")
 @key_option
-def inspect(file: str, path: str | None, as_json: bool, whole: bool, key_file: str | None) -> int:
+def inspect(file: str, path: str | None, as_json: bool, whole: bool, tables: bool, key_file: str | None) -> int:
     """Show what is in FILE: who wrote it, when, for what, and its sections. Nothing is decoded.
 
     With PATH (kind/instance, then .field and [index]) show a value, registers with their fields named.
@@ -32,8 +34,16 @@ def inspect(file: str, path: str | None, as_json: bool, whole: bool, key_file: s
       snapkit inspect vm.snap
       snapkit inspect vm.snap vcpu-x86-64/0.sregs.cr3
       snapkit inspect vm.snap serial-16550/0 --json
+      snapkit inspect vm.snap gicv3-its/0 --tables
     """
     key = read_key(key_file)
+    if tables:
+        from snapkit.cli.its_tables import show_tables
+
+        if path is None:
+            raise ConfigError("--tables needs the path gicv3-its/0: whose tables to show")
+        show_tables(file, path, key, as_json=as_json)
+        return 0
     if path is not None:
         _show_value(file, path, key, as_json=as_json, whole=whole)
         return 0
@@ -54,7 +64,6 @@ def _newest_versions() -> dict[str, int]:
 
 
 def _show_value(file: str, path: str, key: bytes | None, *, as_json: bool, whole: bool) -> None:
-    from snapkit.errors import ImageError
     from snapkit.restore.image import Image
     from snapkit.state.inspect import as_data, look_up, split_path, tree
 

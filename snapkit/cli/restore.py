@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from snapkit.cli.timeline import TimelineReport
     from snapkit.restore.restore import Prepared
-    from snapkit.vmm.arch.x86_64.clock import ClockPolicy
+    from snapkit.vmm.arch import ClockPolicy
 
 
 @click.command(short_help="run a snapshot")
@@ -70,7 +70,7 @@ def restore(
     from snapkit.restore.pipeline import Step
     from snapkit.restore.restore import prepare
     from snapkit.state.host_facts import read_facts
-    from snapkit.vmm.arch.x86_64.platform import ARCHITECTURE
+    from snapkit.vmm.arch import native
     from snapkit.vmm.facts import live
     from snapkit.vmm.machine import Machine
 
@@ -81,7 +81,7 @@ def restore(
     session = Session(**asked, key=key)
     with (
         _reporting(session if timeline and not dry_run else None) as report,
-        prepare(file, key=key, paused=paused, architecture=None if host else ARCHITECTURE) as prepared,
+        prepare(file, key=key, paused=paused, architecture=None if host else native().MAP.architecture) as prepared,
     ):
         for dropped in prepared.dropped:
             click.echo(f"snapkit: not restored: {dropped}", err=True)

@@ -64,6 +64,8 @@ ALWAYS, BOOT, COPY, KEY, CONTROL, JSON, SNAPSHOTS, DEVICES, VSOCK = (
     "there is a vsock device",
 )
 """What a machine may have ahead of it: `Sandbox.enter` is told."""
+BOOT_X86, BOOT_ARM = (f"{BOOT} on {machine}" for machine in ("x86_64", "aarch64"))
+"""`BOOT`, by this host's architecture."""
 
 LATE: Mapping[str, tuple[str, ...]] = {
     "concurrent.futures.thread": (COPY,),
@@ -71,14 +73,16 @@ LATE: Mapping[str, tuple[str, ...]] = {
     "elftools.common.utils": (BOOT,),
     "elftools.elf.elffile": (BOOT,),
     "encodings.unicode_escape": (ALWAYS,),  # an error that quotes what is no text
+    "fdt": (BOOT_ARM,),
     "hmac": (KEY,),
     "json": (CONTROL, JSON),
     "snapkit.restore.save": (CONTROL, SNAPSHOTS),
-    "snapkit.vmm.arch.x86_64.acpi": (BOOT,),
-    "snapkit.vmm.arch.x86_64.acpi_devices": (BOOT,),
-    "snapkit.vmm.arch.x86_64.boot": (BOOT,),
-    "snapkit.vmm.arch.x86_64.cpuid": (BOOT,),
-    "snapkit.vmm.arch.x86_64.firmware": (BOOT,),
+    "snapkit.vmm.arch.aarch64.boot": (BOOT_ARM,),
+    "snapkit.vmm.arch.x86_64.acpi": (BOOT_X86,),
+    "snapkit.vmm.arch.x86_64.acpi_devices": (BOOT_X86,),
+    "snapkit.vmm.arch.x86_64.boot": (BOOT_X86,),
+    "snapkit.vmm.arch.x86_64.cpuid": (BOOT_X86,),
+    "snapkit.vmm.arch.x86_64.firmware": (BOOT_X86,),
     "snapkit.vmm.backends.http": (CONTROL,),
     "snapkit.vmm.control": (CONTROL,),
     "snapkit.vmm.parts.device": (CONTROL, DEVICES),
@@ -125,6 +129,8 @@ class Sandbox:
             needs.add(VSOCK)
         if any(kind.startswith("virtio-") for kind in kinds):
             needs.add(DEVICES)
+        if BOOT in needs:
+            needs.add(f"{BOOT} on {host.machine_name()}")
         _import_late(kinds, needs)
         host_sandbox.confine(rules(asked), otherwise=OTHERWISE, paths=self._allowed)
 
@@ -158,19 +164,21 @@ def rules(asked: set[str]) -> Iterator[Rule]:
     for one in calls.ALLOWED:
         if one.when in asked and one.names != "ioctl":
             yield from _each(one, ALLOW)
-    for name in calls.IOCTLS:
-        yield Rule("ioctl", ALLOW, (Where(1, ioctl_number(name)),))
+    for number in ioctl_numbers().values():
+        yield Rule("ioctl", ALLOW, (Where(1, number),))
     yield from _each(calls.NOT_THERE, errno.ENOSYS)
     for one in calls.KILLED:
         yield from _each(one, KILL)
 
 
-def ioctl_number(name: str) -> int:
-    """Return the number of the ioctl *name* of the list."""
-    from snapkit.vmm.kvm import abi, abi_x86
+def ioctl_numbers() -> dict[str, int]:
+    """Return the numbers of those ioctls of the list that this host's architecture has, by name."""
+    from snapkit.vmm.kvm import abi
 
-    found = getattr(abi, name, None) or getattr(abi_x86, name, None)
-    return found.number if isinstance(found, abi.Ioctl) else calls.OTHER_IOCTLS[name]
+    own = import_module(f"snapkit.vmm.kvm.{'abi_arm' if host.machine_name() == 'aarch64' else 'abi_x86'}")
+    known = {one.name: one.number for one in (*vars(abi).values(), *vars(own).values()) if isinstance(one, abi.Ioctl)}
+    known |= calls.OTHER_IOCTLS
+    return {name: known[name] for name in calls.IOCTLS if name in known}
 
 
 def describe() -> dict[str, Any]:
@@ -185,7 +193,7 @@ def describe() -> dict[str, Any]:
         "why": missing,
         "landlock": host_sandbox.landlock_version(),
         "allowed": [_row(one) for one in calls.ALLOWED],
-        "ioctls": {name: {"number": ioctl_number(name), "why": why} for name, why in calls.IOCTLS.items()},
+        "ioctls": {name: {"number": number, "why": calls.IOCTLS[name]} for name, number in ioctl_numbers().items()},
         "killed": [_row(one) for one in calls.KILLED],
         "not_there": [_row(calls.NOT_THERE)],
         "otherwise": errno.errorcode[OTHERWISE],

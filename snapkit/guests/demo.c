@@ -2,7 +2,7 @@
  * The demo guest: a timer interrupt, a count, and work whose result depends on every word of memory that it ever wrote.
  *
  * Line n of its output is a function of n alone (snapkit/guests/expected.py computes the same), so a line that is lost,
- * repeated or wrong after a restore shows. `q` on COM1 powers off.
+ * repeated or wrong after a restore shows. `q` typed powers off.
  */
 #include "rt.h"
 
@@ -16,7 +16,7 @@ static u32 area[WORDS];
 INTERRUPT_HANDLER(timer)
 {
         ticks++;
-        end_of_irq();
+        end_of_tick();
 }
 
 /* Carry a checksum through the whole area and the area through the checksum. */
@@ -31,24 +31,18 @@ static u32 work(u32 checksum)
 
 static void poll_input(void)
 {
-        if (!(inb(UART_LSR) & LSR_DR))
-                return;
-        if (inb(UART_DATA) == 'q') {
+        if (get_char() == 'q') {
                 put_text("bye\n");
                 power_off();
         }
 }
 
-void guest_main(const struct hvm_start_info *info)
+void guest_main(void)
 {
         u32 checksum = 0, sum = 0;
 
-        (void)info;
         put_text("hello from the snapkit demo guest\n");
-        load_idt();
-        set_gate(PIC_VECTOR + 0, timer);
-        setup_pic(1 << 0);
-        setup_pit(HZ);
+        start_ticks(HZ, timer);
         enable_interrupts();
         for (u32 next = TICKS_PER_LINE;; next += TICKS_PER_LINE) {
                 checksum = work(checksum);

@@ -24,12 +24,13 @@ path after *claim*, but the files of a snapshot, so that who runs the plan may p
 (`Prepared.add`) and shut the process off from the rest of the host.
 
 Checks are small functions, one module a concern (`check`): identity (which sections there are, whose they are), memory,
-claims, pci, interrupts with their chips, queues, vcpus, clock; and what each section must hold in itself, by the module
+claims, pci, interrupts with their chips, queues, vcpus, clock, its; and what each section must hold in itself, by the module
 of its kind. ``snapkit verify --explain`` lists them all with their reasons. They hold everything that rebuilding relies
 on, and what KVM was found to refuse or to change, so that a file which passes cannot fail there for its own sake; and
 nothing that a guest may bring about, so that whatever it does to its devices or writes into its rings, its snapshot is
 good: a device that is served nonsense asks for a reset. `verify` remarks upon rings in memory that do not fit their
-devices, and refuses nothing for it.
+devices, and refuses nothing for it. One thing in memory is KVM's, the tables of an ITS: what it would refuse there is
+refused before anything is done. They are looked at as they will be mapped, so that no chunk is digested for them.
 
 The file itself is `image` (read), `writer` (write), `pages` (its memory), over `preamble`, `manifest` and `chunks`, one
 module per part of the layout; `atomic` and `orphans` see to what a killed writer leaves.

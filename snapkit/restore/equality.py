@@ -1,10 +1,12 @@
 """When two saves of one machine are equal: byte for byte, but for the clocks that nobody can hold.
 
 A save, a restore of it up to *load*, and a second save; or two saves of one paused machine: every section has the same
-bytes, except the fields of `CLOCKS`. Each of these must have advanced, and by no more than the host time that passed;
-whoever compares measures that around both saves. Pure: a comparison of States, usable wherever two saves meet.
+bytes, except the fields of `EXEMPT`. Of these a clock must have advanced, and by no more than the host time that passed;
+whoever compares measures that around both saves. What a save tells of its host, and no load writes, is whatever it is: the
+saves may be two hosts'. Pure: a comparison of States, usable wherever two saves meet.
 
-The PIT has no entry: it stands still while a machine is paused or not running yet, ages of its channels included.
+The PIT has no entry: it stands still while a machine is paused or not running yet, ages of its channels included. An
+aarch64 machine's counter says itself how fast it is.
 Source: Documentation/virt/kvm/api.rst (KVM_GET_CLOCK), Intel SDM volume 3 (APIC timer, time-stamp counter).
 """
 
@@ -15,14 +17,17 @@ from typing import Any, NamedTuple
 from snapkit.errors import Finding
 from snapkit.state.codec import checked, encode
 from snapkit.state.diff import state_differences
-from snapkit.state.kvm_clock import KvmClockState
 from snapkit.state.schema import SectionId, State
 from snapkit.state.spec import lapic
+from snapkit.state.spec.aarch64 import PTIMER_CNT, TIMER_CNT
+from snapkit.state.spec.x86 import MXCSR_LEN, MXCSR_MASK_AT
+from snapkit.state.vcpu_aarch64 import Aarch64VcpuState, Reg
 from snapkit.state.vcpu_x86_64 import Msr, VcpuState
 
 IA32_TSC, IA32_TSC_DEADLINE = 0x10, 0x6E0
 _U64 = (1 << 64) - 1
 _WORD_LEN = 4
+_NS_PER_S = 1_000_000_000
 
 
 class Elapsed(NamedTuple):
@@ -41,8 +46,11 @@ class Reading(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Clock:
-    """A field that may differ between equal saves. *take* reads it off both states and makes the second's the first's."""
+class Exempt:
+    """A field that may differ between equal saves.
+
+    *take* makes the second state's the first's; of a clock it gives what both read.
+    """
 
     kind: str
     field: str
@@ -81,12 +89,29 @@ def _timer_count(before: VcpuState, after: VcpuState, passed: Elapsed) -> Iterat
     after.lapic = bytes(page)
 
 
+def _mxcsr_mask(before: VcpuState, after: VcpuState, _passed: Elapsed) -> Iterator[Reading]:
+    mask = before.xsave[MXCSR_MASK_AT : MXCSR_MASK_AT + MXCSR_LEN]
+    after.xsave = after.xsave[:MXCSR_MASK_AT] + mask + after.xsave[MXCSR_MASK_AT + len(mask) :]
+    yield from ()
+
+
 def _word(page: bytes, at: int) -> int:
     return int.from_bytes(page[at : at + _WORD_LEN], "little")
 
 
-def _nanoseconds(name: str) -> Callable[[KvmClockState, KvmClockState, Elapsed], Iterator[Reading]]:
-    def take(before: KvmClockState, after: KvmClockState, passed: Elapsed) -> Iterator[Reading]:
+def _counter(register: int) -> Callable[[Aarch64VcpuState, Aarch64VcpuState, Elapsed], Iterator[Reading]]:
+    def take(before: Aarch64VcpuState, after: Aarch64VcpuState, passed: Elapsed) -> Iterator[Reading]:
+        allowed = -(-passed.ns * before.counter_hz // _NS_PER_S)
+        for number, (old, new) in enumerate(zip(before.regs, after.regs, strict=False)):
+            if old.id == new.id == register:
+                yield Reading(f"regs[{number}].value", new.value - old.value & _U64, allowed)
+                after.regs[number] = Reg(id=register, value=old.value)
+
+    return take
+
+
+def _nanoseconds(name: str) -> Callable[[State, State, Elapsed], Iterator[Reading]]:
+    def take(before: State, after: State, passed: Elapsed) -> Iterator[Reading]:
         old, new = getattr(before, name), getattr(after, name)
         yield Reading(name, new - old & _U64, passed.ns)
         setattr(after, name, old)
@@ -94,35 +119,59 @@ def _nanoseconds(name: str) -> Callable[[KvmClockState, KvmClockState, Elapsed],
     return take
 
 
-CLOCKS = (
-    Clock(
+EXEMPT = (
+    Exempt(
         "vcpu-x86-64",
         "msrs IA32_TSC",
         "the counter cannot be stopped; one that was loaded but not started yet is given back exactly",
         _msr(IA32_TSC),
     ),
-    Clock(
+    Exempt(
         "vcpu-x86-64",
         "msrs IA32_TSC_DEADLINE",
         "a deadline that had passed, or is off, is saved as the counter's own value, so that it fires at once",
         _msr(IA32_TSC_DEADLINE),
     ),
-    Clock(
+    Exempt(
         "vcpu-x86-64",
         "lapic current count of the timer",
         "KVM lets the timer run while the machine is paused; one that was loaded but not started yet stands still",
         _timer_count,
     ),
-    Clock(
+    Exempt(
+        "vcpu-x86-64",
+        "xsave MXCSR_MASK",
+        "XSAVE tells by it which bits of MXCSR the host's processor has, and XRSTOR takes no notice of it",
+        _mxcsr_mask,
+    ),
+    Exempt(
         "kvm-clock",
         "clock_ns",
         "the guest's time follows the host's while the machine is paused",
         _nanoseconds("clock_ns"),
     ),
-    Clock(
+    Exempt(
         "kvm-clock",
         "realtime_ns",
         "the host's wall clock at the save",
+        _nanoseconds("realtime_ns"),
+    ),
+    Exempt(
+        "vcpu-aarch64",
+        "regs KVM_REG_ARM_TIMER_CNT",
+        "the counter cannot be stopped; one that was loaded but not started yet is given back exactly",
+        _counter(TIMER_CNT),
+    ),
+    Exempt(
+        "vcpu-aarch64",
+        "regs KVM_REG_ARM_PTIMER_CNT",
+        "the same of the physical counter, where KVM has one for each machine",
+        _counter(PTIMER_CNT),
+    ),
+    Exempt(
+        "vcpu-aarch64",
+        "realtime_ns",
+        "the host's wall clock when the counter was read",
         _nanoseconds("realtime_ns"),
     ),
 )
@@ -145,10 +194,10 @@ def _compare(section: SectionId, before: State, after: State, passed: Elapsed) -
     if type(before) is not type(after):
         yield Finding(str(section), "", type(after).__name__, type(before).__name__, "equal.sections")
         return
-    for clock in CLOCKS:
-        if clock.kind != section.kind:
+    for field in EXEMPT:
+        if field.kind != section.kind:
             continue
-        for reading in clock.take(before, after, passed):
+        for reading in field.take(before, after, passed):
             if reading.advance > reading.allowed:
                 got = "gone back" if reading.advance > _U64 >> 1 else f"{reading.advance} later"
                 yield Finding(str(section), reading.path, got, f"at most {reading.allowed} later", "equal.clocks")

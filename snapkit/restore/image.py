@@ -115,8 +115,10 @@ class Image:
             raise ImageError(f"section {entry.path} does not match its digest: damaged")
         return stored
 
-    def sections(self, *, refuse_unknown: bool = True) -> Sections:
+    def sections(self, *, refuse_unknown: bool = True, canonical: bool = False) -> Sections:
         """Decode every section into a State of the version that it is stored in.
+
+        *canonical*: those of this very manifest were found to be in canonical form before.
 
         Raises ImageError for a required section of an unknown kind or a newer version, and for one that is damaged or
         not what its schema says. Optional sections that are unknown are left out and named in `Sections.dropped`; so
@@ -136,7 +138,7 @@ class Image:
                 if entry.length > schema.max_len:
                     raise ImageError(f"section {entry.path} has {entry.length} bytes, {kind} allows {schema.max_len}")
                 section = SectionId(kind, entry.instance)
-                states[section] = codec.decode(schema, self._payload(entry), where=section)
+                states[section] = codec.decode(schema, self._payload(entry), where=section, canonical=canonical)
         return Sections(states, dropped)
 
     def _unknown(self, entry: SectionEntry, *, refuse: bool) -> str:

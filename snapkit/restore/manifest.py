@@ -6,6 +6,7 @@ copy of some facts for people: what counts is in the sections.
 """
 
 import re
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import msgspec
@@ -91,8 +92,9 @@ def encode_manifest(manifest: Manifest) -> bytes:
     return _encoder.encode(manifest)
 
 
+@lru_cache(maxsize=8)
 def decode_manifest(payload: bytes) -> Manifest:
-    """Read a manifest.
+    """Read a manifest: of a file that is restored again and again, once.
 
     Raises ImageError, with the place, when it is too long, not JSON, not canonical, or says something impossible.
     """

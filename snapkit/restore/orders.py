@@ -2,7 +2,7 @@
 
 Stages first, then, inside of three of them, kinds of sections. The order is one for all kinds of all architectures; a
 machine has some of them. Kinds that a table does not list come after those that it does, in the file's order.
-Sources: Documentation/virt/kvm/api.rst, arch/x86/kvm of Linux.
+Sources: Documentation/virt/kvm/api.rst, arch/x86/kvm and arch/arm64/kvm of Linux.
 """
 
 from snapkit.order import Edge, Order
@@ -28,7 +28,8 @@ CLAIM = Order("the order of claims", ("virtio-block", "virtio-net", "virtio-vsoc
 """Kinds that have something of the host's: an image, a TAP, a socket. None of them needs another."""
 
 _DEVICES = ("virtio-block", "virtio-net", "virtio-vsock", "virtio-rng", "virtio-balloon")
-ON_MEMORY = ("resource-allocator", "interrupt-table", "serial-16550", "i8042", "pci-segment", *_DEVICES)
+_CHIPS = ("serial-16550", "i8042", "serial-pl011", "rtc-pl031")
+ON_MEMORY = ("resource-allocator", "interrupt-table", *_CHIPS, "pci-segment", *_DEVICES)
 
 REBUILD = Order(
     "the order of construction",
@@ -39,10 +40,14 @@ REBUILD = Order(
         "pit",
         "vcpu-x86-64",
         "kvm-clock",
+        "vcpu-aarch64",
+        "gicv3-distributor",
+        "gicv3-redistributor",
+        "gicv3-cpu-interface",
+        "gicv3-its",
         "resource-allocator",
         "interrupt-table",
-        "serial-16550",
-        "i8042",
+        *_CHIPS,
         "vmgenid",
         "pci-segment",
         *_DEVICES,
@@ -62,6 +67,16 @@ REBUILD = Order(
         ),
         Edge("irqchip-x86", "pit", "KVM_CREATE_PIT2 wants the PICs that it raises its interrupt at"),
         Edge("irqchip-x86", "vcpu-x86-64", "KVM makes a local APIC with a vCPU, and no irqchip once there is a vCPU"),
+        Edge("machine", "vcpu-aarch64", "vCPUs are made on the VM's fd"),
+        Edge("vcpu-aarch64", "gicv3-distributor", "the GIC is made with a redistributor for every vCPU that there is"),
+        Edge("gicv3-distributor", "gicv3-redistributor", "its registers are attributes of the distributor's device"),
+        Edge("gicv3-distributor", "gicv3-cpu-interface", "its registers are attributes of the distributor's device"),
+        Edge(
+            "gicv3-distributor",
+            "gicv3-its",
+            "an ITS sends LPIs to the redistributors of a GIC that is there",
+            either="arch/arm64/kvm/vgic/vgic-its.c: who is sent to is looked up with each message",
+        ),
         *(Edge("memory-layout", kind, "parts are built on the VM and its memory") for kind in ON_MEMORY),
         Edge("resource-allocator", "vmgenid", "claims its GSI"),
         Edge("resource-allocator", "pci-function", "claims the ranges of its BARs"),
@@ -76,7 +91,17 @@ REBUILD = Order(
 
 LOAD = Order(
     "the order of loading",
-    ("vcpu-x86-64", "irqchip-x86", "pit", "kvm-clock"),
+    (
+        "vcpu-x86-64",
+        "irqchip-x86",
+        "pit",
+        "kvm-clock",
+        "vcpu-aarch64",
+        "gicv3-distributor",
+        "gicv3-redistributor",
+        "gicv3-cpu-interface",
+        "gicv3-its",
+    ),
     (
         Edge(
             "vcpu-x86-64",
@@ -88,6 +113,28 @@ LOAD = Order(
             "pit",
             "a PIT that runs raises an interrupt at chips that are not loaded yet",
             either="it is held until *run*, where it is written: loading it writes nothing",
+        ),
+        Edge(
+            "vcpu-aarch64",
+            "gicv3-redistributor",
+            "a CPU has its affinity, by which attributes of the GIC find its redistributor, from being initialised on",
+        ),
+        Edge(
+            "gicv3-distributor",
+            "gicv3-redistributor",
+            "its revision says how a redistributor's registers behave",
+            either="only a revision older than this KVM's can show it: vgic_mmio_read_v3r_ctlr() asks at each look",
+        ),
+        Edge(
+            "gicv3-redistributor",
+            "gicv3-cpu-interface",
+            "what is pending is there before it can be signalled",
+            either="interrupts are signalled when a CPU enters the guest: kvm_vgic_flush_hwstate()",
+        ),
+        Edge(
+            "gicv3-redistributor",
+            "gicv3-its",
+            "restoring an ITS's tables takes what is pending from where redistributors say",
         ),
     ),
 )

@@ -1,8 +1,8 @@
 """Guest memory as a file holds it: what can be mapped, read, checked, or copied while it is checked.
 
-Nothing here writes to the file. `read` checks the digest of every chunk that it takes bytes from. What is mapped is
-checked by nobody unless `verify` is asked for; `load` copies instead, and checks what it copied, so that a file that
-changes meanwhile cannot matter.
+Nothing here writes to the file. `read` checks the digest of every chunk that it takes bytes from, `peek` of none. What is
+mapped is checked by nobody unless `verify` is asked for; `load` copies instead, and checks what it copied, so that a file
+that changes meanwhile cannot matter.
 """
 
 import threading
@@ -58,6 +58,16 @@ class Pages:
 
         Raises ImageError when the range is not RAM, or a chunk is damaged.
         """
+        return self._read(gpa, length, lambda chunk, start, stop: self._chunk(chunk)[start:stop])
+
+    def peek(self, gpa: int, length: int) -> bytes:
+        """Return *length* bytes at *gpa* as a mapping shows them, checked by nobody: 2 MiB are not digested for a few.
+
+        Raises ImageError when the range is not RAM, or the file has become shorter.
+        """
+        return self._read(gpa, length, self._part)
+
+    def _read(self, gpa: int, length: int, part: Callable[[Chunk, int, int], bytes]) -> bytes:
         if length <= 0:
             return b""
         if not any(start <= gpa and gpa + length <= start + size for start, size in self.joined()):
@@ -68,7 +78,7 @@ class Pages:
             chunk = self.table.chunk_at(gpa)
             if chunk is not None:
                 stop = min(end, chunk.gpa + chunk.length)
-                parts.append(self._chunk(chunk)[gpa - chunk.gpa : stop - chunk.gpa])
+                parts.append(part(chunk, gpa - chunk.gpa, stop - chunk.gpa))
             else:
                 following = self.table.next_raw(gpa)
                 stop = end if following is None else min(end, following)
@@ -155,6 +165,12 @@ class Pages:
                 self._require_whole([chunk])
             self._last = (chunk.number, stored)
         return self._last[1]
+
+    def _part(self, chunk: Chunk, start: int, stop: int) -> bytes:
+        found = host.pread(self.fd, stop - start, chunk.offset + start)
+        if len(found) != stop - start:
+            self._require_whole([chunk])
+        return found
 
     def _check(
         self, chunks: Iterator[Chunk], damaged: Callable[[Chunk], bool], progress: Progress | None

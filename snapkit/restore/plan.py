@@ -1,11 +1,11 @@
 """From sections to steps: pure, so that a plan can be shown without a machine, without KVM, on any host.
 
 The orders are data (`orders`), each edge with its reason; here sections only fall into their places. Sections of one
-kind keep the file's order.
+kind come by their numbers, whatever order the file has: KVM hands out the redistributors of a GICv3 in the order in which
+vCPUs are made, and the counter is the first one's. Those that have names keep the file's order.
 """
 
-from collections.abc import Iterable, Mapping
-from itertools import chain
+from collections.abc import Iterable, Mapping, Sequence
 
 from snapkit.errors import InternalError
 from snapkit.order import Order
@@ -28,7 +28,7 @@ def plan(sections: Mapping[SectionId, State], pages: Pages, *, paused: bool = Fa
 
     *pages* is only handed on to the step that maps memory. With *paused* nothing runs at the end.
     """
-    machine, layout = sections[MACHINE], sections[MEMORY]
+    machine, layout, kinds = sections[MACHINE], sections[MEMORY], _by_kind(sections)
     if not isinstance(machine, MachineState) or not isinstance(layout, MemoryLayoutState):
         raise InternalError("the machine or memory-layout section is not of its current version")
     vm, ram = orders.REBUILD.reasons["machine"], orders.REBUILD.reasons["memory-layout"]
@@ -46,7 +46,7 @@ def plan(sections: Mapping[SectionId, State], pages: Pages, *, paused: bool = Fa
     }
     stages: dict[str, Steps] = {
         "claim": [
-            *(_claim(section, sections[section]) for section in _ordered(sections, orders.CLAIM)),
+            *(_claim(section, sections[section]) for section in _ordered(kinds, orders.CLAIM)),
             # last, after what may be missing, changed or another's: nothing is opened by path after it
             Step(
                 "claim",
@@ -57,26 +57,41 @@ def plan(sections: Mapping[SectionId, State], pages: Pages, *, paused: bool = Fa
         ],
         "rebuild": [
             made.get(section) or _construct(section, sections[section])
-            for section in _ordered(sections, orders.REBUILD, rest=True)
+            for section in (*_ordered(kinds, orders.REBUILD), *_others(sections, orders.REBUILD))
         ],
         "wire": [
             Step("wire", "doorbells and interrupts", lambda target: target.wire(), lambda target: target.unwire())
         ],
-        "load": [_load(section) for section in _ordered(sections, orders.LOAD)],
+        "load": [_load(section) for section in _ordered(kinds, orders.LOAD)],
         "activate": [Step("activate", "devices", lambda target: target.activate(), lambda target: target.deactivate())],
         "run": [] if paused else [Step("run", "clocks and vCPUs", lambda target: target.resume())],
     }
     return [step for stage in orders.STAGES.names for step in stages[stage]]
 
 
-def _ordered(sections: Iterable[SectionId], order: Order, *, rest: bool = False) -> list[SectionId]:
-    """Return *sections* sorted by the place of their kind in *order*; those not in it last, or not at all."""
-    by_kind: dict[str, list[SectionId]] = {kind: [] for kind in order.names}
-    others: list[SectionId] = []
+def _by_kind(sections: Iterable[SectionId]) -> dict[str, list[SectionId]]:
+    """Return the sections of each kind, by their numbers."""
+    kinds: dict[str, list[SectionId]] = {}
     for section in sections:
-        by_kind.get(section.kind, others).append(section)
-    listed = list(chain.from_iterable(by_kind.values()))
-    return listed + others if rest else listed
+        kinds.setdefault(section.kind, []).append(section)
+    for each in kinds.values():
+        if len(each) > 1:
+            each.sort(key=_number)
+    return kinds
+
+
+def _ordered(kinds: Mapping[str, Sequence[SectionId]], order: Order) -> list[SectionId]:
+    """Return the sections of the kinds that are in *order*, as it has them."""
+    return [section for kind in order.names for section in kinds.get(kind, ())]
+
+
+def _others(sections: Iterable[SectionId], order: Order) -> list[SectionId]:
+    """Return those of the kinds that are not, in the order of the file."""
+    return [section for section in sections if section.kind not in order.names]
+
+
+def _number(section: SectionId) -> int:
+    return int(section.instance) if section.instance.isdecimal() else 0
 
 
 def _claim(section: SectionId, state: State) -> Step[Target]:

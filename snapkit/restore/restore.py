@@ -19,10 +19,13 @@ from snapkit.state.converters import upgrade_sections
 from snapkit.state.host_facts import HostFacts
 from snapkit.state.schema import SectionId, State
 
-_FITTING_MAX = 1024
+_KNOWN_MAX = 1024
 _fitting: set[tuple[HostFacts, bytes, str]] = set()
 """Files that a host was found to fit, by the digest over their sections' digests: `compatible` is pure, so one that is
 restored again and again is judged once (60 us for two CPUs), and looked up from then on."""
+_sound: set[tuple[bytes, str]] = set()
+"""Files whose sections were found sound and in canonical form, in the same way: what `check` finds without a look at memory
+is pure, too, and takes a tenth of a restore (0.3 ms for eight devices, twice that with cold caches)."""
 
 
 class Asked(Protocol):
@@ -59,7 +62,7 @@ class Prepared(msgspec.Struct):
             verdict = (ask(rate=False), preamble.manifest_digest, preamble.release)
             if force or (verdict not in _fitting and compatible(self.sections, verdict[0])):
                 findings = overridden(self.sections, ask(rate=True), force)
-            elif not self.judged and len(_fitting) < _FITTING_MAX:  # no sections that a forced verdict has changed
+            elif not self.judged and len(_fitting) < _KNOWN_MAX:  # no sections that a forced verdict has changed
                 _fitting.add(verdict)
         if findings:
             raise IncompatibleHost(f"{where} cannot run {self.image.path}; {advice(findings)}", findings=findings)
@@ -109,12 +112,17 @@ def prepare(path: str, *, key: bytes | None = None, paused: bool = False, archit
     try:
         if architecture is not None and architecture != image.preamble.architecture:
             raise _other_architecture(path, image.preamble.architecture, architecture)
+        digests = (image.preamble.manifest_digest, image.preamble.release)
+        known = digests in _sound
         with timeline.span("decode", "sections"):
-            states, dropped = image.sections()
+            states, dropped = image.sections(canonical=known)
         with timeline.span("upgrade", f"from {image.preamble.release}"), naming(path):
             sections: Mapping[SectionId, State] = upgrade_sections(states, image.preamble.release)
         with timeline.span("check", "invariants across components"):
-            findings = [*check(sections, image.memory), *check_labels(sections, image.preamble, image.manifest)]
+            findings = check(sections, image.memory, sound=known)
+            if not findings and len(_sound) < _KNOWN_MAX:
+                _sound.add(digests)
+            findings += check_labels(sections, image.preamble, image.manifest)
         if findings:
             raise ImageError(f"{path} does not hold a machine that could have been saved", findings=findings)
         with timeline.span("plan", "steps"):

@@ -37,8 +37,8 @@ def encode(state: State) -> bytes:
     return _encoder.encode(state)
 
 
-def decode(schema: Schema, payload: bytes, *, where: str | SectionId) -> State:
-    """Decode the *payload* of the section *where*.
+def decode(schema: Schema, payload: bytes, *, where: str | SectionId, canonical: bool = False) -> State:
+    """Decode the *payload* of the section *where*. *canonical*: this very payload was found to be so before.
 
     Raises ImageError naming the section and the field when it is too long, not msgpack, out of bounds, or not
     in canonical form.
@@ -51,8 +51,8 @@ def decode(schema: Schema, payload: bytes, *, where: str | SectionId) -> State:
         raise _refused(error, str(where), f"section {where} version {schema.version}", _plain(payload)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ImageError(f"section {where} version {schema.version}: {error}") from error
-    if (canonical := _encoder.encode(state)) != payload:
-        reason = _spelling(_plain(payload), _plain(canonical), str(where)) or "a value is spelled longer than needed"
+    if not canonical and (encoded := _encoder.encode(state)) != payload:
+        reason = _spelling(_plain(payload), _plain(encoded), str(where)) or "a value is spelled longer than needed"
         raise ImageError(f"section {where} version {schema.version} is not in canonical form: {reason}")
     return state
 

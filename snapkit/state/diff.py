@@ -1,14 +1,15 @@
 """How two machines differ, by path: pure, over States of the same versions.
 
-A register differs by field, a byte string by range (``.lapic[912:916]``), a list by item. Items that a value names (MSRs)
-are compared by that name wherever they stand. Of other lists the place counts, as it does for queues and channels; where
-one list is longer, what was put in or taken out is looked for. Paths are those of the first machine where it has one.
+A register differs by field, a byte string by range (``.lapic[912:916]``), a list by item. Items that a value names (MSRs,
+registers of aarch64) are compared by that name wherever they stand, and called by it. Of other lists the place counts, as
+it does for queues and channels; where one list is longer, what was put in or taken out is looked for. Paths are those of
+the first machine where it has one.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -33,9 +34,12 @@ class Difference:
     shape: Shape
     before: Any
     after: Any
+    name: str = ""
+    """Of the list item that it is in, where that has one: ``SCTLR_EL1``."""
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.text(self.before)} -> {self.text(self.after)}"
+        name = f" {self.name}" if self.name else ""
+        return f"{self.path}{name}: {self.text(self.before)} -> {self.text(self.after)}"
 
     def text(self, value: object) -> str:
         """Write one of both values for people, short."""
@@ -52,7 +56,8 @@ class Difference:
     def as_data(self) -> dict[str, Any]:
         """Return it as JSON-able data, without the value that is absent; byte strings are base64 text."""
         values = {"before": self.before, "after": self.after}
-        return {"path": self.path} | {name: as_data(value) for name, value in values.items() if value is not ABSENT}
+        told: dict[str, Any] = {"path": self.path, "name": self.name} if self.name else {"path": self.path}
+        return told | {side: as_data(value) for side, value in values.items() if value is not ABSENT}
 
 
 def differences(before: Mapping[SectionId, State], after: Mapping[SectionId, State]) -> Iterator[Difference]:
@@ -62,8 +67,8 @@ def differences(before: Mapping[SectionId, State], after: Mapping[SectionId, Sta
         if old is None or new is None:
             there = old or new
             assert there is not None
-            given = [ABSENT if state is None else state for state in (old, new)]
-            yield Difference(str(section), shape_of(type(there)), *given)
+            one, other = (ABSENT if state is None else state for state in (old, new))
+            yield Difference(str(section), shape_of(type(there)), one, other)
         elif encode(old) != encode(new):
             yield from state_differences(old, new, str(section))
 
@@ -74,6 +79,9 @@ def state_differences(before: State, after: State, path: str) -> Iterator[Differ
 
 
 def _compare(shape: Shape, before: Any, after: Any, path: str) -> Iterator[Difference]:
+    if before is ABSENT or after is ABSENT:
+        yield Difference(path, shape, before, after)
+        return
     if before == after:
         return
     shape = bare(shape, before if after is not None else None)
@@ -104,20 +112,29 @@ def _compare(shape: Shape, before: Any, after: Any, path: str) -> Iterator[Diffe
 
 
 def _compare_lists(item: Shape, before: list[Any], after: list[Any], path: str) -> Iterator[Difference]:
-    for old, new in _pairs(item, before, after):
+    naming = _naming(item)
+    for old, new in _pairs(naming, before, after):
         place = f"{path}[{new if old is None else old}]"
-        if old is None or new is None:
-            given = [ABSENT if at is None else each[at] for at, each in ((old, before), (new, after))]
-            yield Difference(place, item, *given)
-        else:
-            yield from _compare(item, before[old], after[new], place)
+        one: Any = ABSENT if old is None else before[old]
+        other: Any = ABSENT if new is None else after[new]
+        found = _compare(item, one, other, place)
+        if naming is not None:
+            name = naming.names.get(getattr(other if old is None else one, naming.field), "")
+            found = (replace(each, name=name) for each in found)
+        yield from found
 
 
-def _pairs(item: Shape, before: list[Any], after: list[Any]) -> Iterator[tuple[int | None, int | None]]:
+class _Naming(NamedTuple):
+    """The field whose values name the items of a list, and the names."""
+
+    field: str
+    names: Mapping[int, str]
+
+
+def _pairs(naming: _Naming | None, before: list[Any], after: list[Any]) -> Iterator[tuple[int | None, int | None]]:
     """Say which item of one list is which of the other, by place; None where there is none."""
-    key = _key_of(item)
-    if key is not None:
-        places = [{getattr(value, key): at for at, value in enumerate(each)} for each in (before, after)]
+    if naming is not None:
+        places = [{getattr(value, naming.field): at for at, value in enumerate(each)} for each in (before, after)]
         if [len(each) for each in places] == [len(before), len(after)]:
             yield from ((places[0].get(name), places[1].get(name)) for name in dict.fromkeys((*places[0], *places[1])))
             return
@@ -134,11 +151,12 @@ def _pairs(item: Shape, before: list[Any], after: list[Any]) -> Iterator[tuple[i
             yield old if old < a_stop else None, new if new < b_stop else None
 
 
-def _key_of(item: Shape) -> str | None:
-    """Return the field whose values have names, if the items of a list have exactly one."""
+def _naming(item: Shape) -> _Naming | None:
+    """Return what names the items of a list, if exactly one of their fields does."""
     if not isinstance(item, Fields):
         return None
-    named = [field.name for field in item.fields if isinstance(field.shape, Int) and field.shape.names]
+    shapes = [(field.name, field.shape) for field in item.fields]
+    named = [_Naming(name, shape.names) for name, shape in shapes if isinstance(shape, Int) and shape.names]
     return named[0] if len(named) == 1 else None
 
 

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from snapkit.errors import ConfigError
-from snapkit.state.schema import U32
+from snapkit.state.schema import U32, U64
 from snapkit.state.vcpu_x86_64 import CpuidEntry
 
 TSC_TOLERANCE_PPM = 250
@@ -30,6 +30,13 @@ class KvmFacts(msgspec.Struct, kw_only=True):
     capabilities: dict[_Word, int] = {}
     vcpus_max: _Count = 0
     vcpus_recommended: _Count = 0
+
+
+class RegisterFact(msgspec.Struct, kw_only=True):
+    """What a new vCPU has in one register: KVM's *id* of it (`snapkit.state.spec.aarch64`), and its *value*."""
+
+    id: U64
+    value: U64
 
 
 class HostFacts(msgspec.Struct, kw_only=True, eq=False):
@@ -52,6 +59,18 @@ class HostFacts(msgspec.Struct, kw_only=True, eq=False):
     """KVM_GET_SUPPORTED_CPUID: leaf 0 has the vendor, 0xd the vector state, 0x80000008 the address bits."""
     msrs: Annotated[list[U32], Meta(max_length=4096)] = []
     """KVM_GET_MSR_INDEX_LIST."""
+    ipa_bits: _Count = 0
+    """KVM_CAP_ARM_VM_IPA_SIZE: how wide a guest physical address may be."""
+    gic_v3: bool | None = None
+    """Whether KVM makes a GICv3 (KVM_CREATE_DEVICE_TEST of KVM_DEV_TYPE_ARM_VGIC_V3)."""
+    its: bool | None = None
+    """The same of an ITS, KVM_DEV_TYPE_ARM_VGIC_ITS."""
+    id_registers: Annotated[list[RegisterFact], Meta(max_length=1024)] = []
+    """MIDR_EL1 and its like, CTR_EL0, CCSIDR_EL1, ID_*: what a vCPU just made, with every feature, tells a guest it is."""
+    sve_lengths: Annotated[list[U64], Meta(max_length=8)] = []
+    """KVM_REG_ARM64_SVE_VLS of such a vCPU, eight words: bit n of all is set where vectors of 16 * (n + 1) bytes can be."""
+    counter_hz: _Count = 0
+    """CNTFRQ_EL0: the rate of the system counter, which no guest's can differ from."""
 
 
 def read_facts(payload: bytes, *, where: str) -> HostFacts:

@@ -7,6 +7,7 @@ here are literal and do not follow the monitor's tables.
 
 from snapkit.state.converters import MachineRefuse, Sections, machine_downgrade, machine_upgrade
 from snapkit.state.interrupt_table import InterruptTableState, LineState
+from snapkit.state.machine import EM_AARCH64, MachineState
 from snapkit.state.resource_allocator import PoolState, ResourceAllocatorState
 from snapkit.state.schema import SectionId
 
@@ -14,6 +15,16 @@ _CLAIMS = SectionId("resource-allocator", "0")
 _INTERRUPTS = SectionId("interrupt-table", "0")
 _SERIAL = SectionId("serial-16550", "0")
 _TABLES = frozenset({_CLAIMS.kind, _INTERRUPTS.kind})
+_MACHINE = SectionId("machine", "0")
+_AARCH64 = (
+    "vcpu-aarch64",
+    "gicv3-distributor",
+    "gicv3-redistributor",
+    "gicv3-cpu-interface",
+    "gicv3-its",
+    "serial-pl011",
+    "rtc-pl031",
+)
 
 
 def _pools_of_0_2_0() -> list[PoolState]:
@@ -73,3 +84,27 @@ def _tables_to_0_1_0(sections: Sections, refuse: MachineRefuse) -> Sections:
                 _INTERRUPTS, f"routes[{number}]", route.owner, "none: release 0.1.0 has no message-signalled interrupts"
             )
     return sections
+
+
+@machine_upgrade(
+    "0.4.0",
+    "0.5.0",
+    kinds=frozenset(_AARCH64),
+    changes=dict.fromkeys(_AARCH64, "new, with the architecture: every machine of 0.4.0 is an x86-64 one"),
+)
+def _x86_to_0_5_0(sections: Sections) -> Sections:
+    return sections
+
+
+@machine_downgrade(
+    "0.5.0",
+    "0.4.0",
+    kinds=frozenset(_AARCH64),
+    changes=dict.fromkeys(_AARCH64, "refused with the whole machine: release 0.4.0 runs x86-64 machines only"),
+)
+def _x86_from_0_5_0(sections: Sections, refuse: MachineRefuse) -> Sections:
+    machine = sections.get(_MACHINE)
+    if not isinstance(machine, MachineState) or machine.architecture != EM_AARCH64:
+        return sections
+    refuse(_MACHINE, "architecture", EM_AARCH64, "62 (x86-64): releases before 0.5.0 know no aarch64 machines")
+    return {}  # nothing of it can be held: to say so section by section would hide why

@@ -44,6 +44,11 @@ class PciFunctionState(State):
     config: Annotated[bytes, Meta(min_length=CONFIG_LEN, max_length=CONFIG_LEN)]
     bars: Annotated[list[BarState], Meta(max_length=6)] = msgspec.field(default_factory=list)
 
+    @property
+    def requester_id(self) -> int:
+        """Who it is where messages tell their sender: bus, device and function (PCI Express 5.0, 2.2.4.2)."""
+        return self.slot << 3
+
 
 def register(config: bytes | bytearray, offset: int, length: int) -> int:
     """Return the *length* bytes at *offset* of a configuration space."""

@@ -70,10 +70,10 @@ def register(declaration: type[Register]) -> Meta:
 def named(names: Mapping[int, str]) -> Meta:
     """Give the values of a State field their *names*: inspect shows them, and finds list items by them.
 
-    Use: ``index: Annotated[U32, named(MSRS)]``; then ``.msrs[IA32_TSC]`` is the item with that index.
+    Use: ``index: Annotated[U32, named(MSRS)]``; then ``.msrs[IA32_TSC]`` is the item with that index. The mapping may name
+    more values than it goes through: those that it goes through are in the JSON schema and may be written.
     """
-    words = {str(value): name for value, name in names.items()}
-    return Meta(extra={"names": names}, extra_json_schema={"x-names": words})
+    return Meta(extra={"names": names})
 
 
 class SectionId(NamedTuple):
@@ -120,6 +120,13 @@ KINDS: dict[str, str] = {
     "virtio-rng": "virtio_rng",
     "virtio-balloon": "virtio_balloon",
     "vmgenid": "vmgenid",
+    "vcpu-aarch64": "vcpu_aarch64",
+    "gicv3-distributor": "gicv3_distributor",
+    "gicv3-redistributor": "gicv3_redistributor",
+    "gicv3-cpu-interface": "gicv3_cpu_interface",
+    "gicv3-its": "gicv3_its",
+    "serial-pl011": "serial_pl011",
+    "rtc-pl031": "rtc_pl031",
     "preview-block": "preview_block",
     "preview-net": "preview_net",
     "preview-rng": "preview_rng",

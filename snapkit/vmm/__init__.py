@@ -4,7 +4,7 @@
 `parts.board.Board`, which holds everything else: a `Part` a section, each a thin adapter that puts a chip onto buses
 and into the stages of a machine's life. The chips know nothing of stages: `devices` (legacy ones, the generation id),
 `pci`, `virtio`. Their host ends (images, TAPs, sockets) are `backends`, opened before there is a VM. `kvm` is the seam
-to the kernel, `arch` what differs between architectures.
+to the kernel, `arch` what differs between architectures: a `Platform` each, which a machine asks its host for.
 
 Who has what. `resource_allocator` is derived: pools come from the address map, each part claims its ranges and numbers
 when it is built, from a file exactly those that were saved, and what is saved of it is compared. `interrupt_table` is
@@ -39,7 +39,7 @@ Orders from outside come over a Unix socket (`control`, on `backends.http_server
 client that is slow, silent or broken loses its connection, and the guest never waits for one. A snapshot holds the loop
 until the disk has it, the guest only while its memory is read.
 
-Not done: aarch64, devices that come or go while the machine runs, more than one PCI bus, packed queues. A save holds
+Not done: devices that come or go while the machine runs, more than one PCI bus, packed queues. A save holds
 the loop while a disk's worker ends what it is at. A terminal stopped by ^S can hold the event loop for one write. Each
 pause restarts the PIT's period.
 """

@@ -1,35 +1,60 @@
 """What this host can do, as plain data: what `snapkit doctor` prints, and what a restore can be judged by elsewhere."""
 
 import os
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple, Protocol
 
 from snapkit import host
 from snapkit.errors import HostError, IncompatibleHost
 from snapkit.state.host_facts import HostFacts, KvmFacts
 from snapkit.vmm.kvm import abi
 from snapkit.vmm.kvm.system import KVM_PATH, Kvm
-from snapkit.vmm.kvm.vcpu import VcpuFd
 
-CAPABILITIES = (
-    ("KVM_CAP_IRQCHIP", abi.KVM_CAP_IRQCHIP, True, "in-kernel interrupt controllers; no machine without"),
-    ("KVM_CAP_USER_MEMORY", abi.KVM_CAP_USER_MEMORY, True, "guest RAM from the monitor's memory; no machine without"),
-    ("KVM_CAP_PIT2", abi.KVM_CAP_PIT2, True, "in-kernel timer; no machine without"),
-    ("KVM_CAP_IRQ_ROUTING", abi.KVM_CAP_IRQ_ROUTING, True, "interrupt routes; no message-signalled interrupts without"),
-    ("KVM_CAP_IRQFD", abi.KVM_CAP_IRQFD, True, "interrupts from an eventfd; no device threads without"),
-    ("KVM_CAP_IOEVENTFD", abi.KVM_CAP_IOEVENTFD, True, "doorbells to an eventfd; slow queues without"),
-    ("KVM_CAP_IOEVENTFD_ANY_LENGTH", abi.KVM_CAP_IOEVENTFD_ANY_LENGTH, False, "doorbells whatever the store's width; slow queues over PCI without"),
-    ("KVM_CAP_SIGNAL_MSI", abi.KVM_CAP_SIGNAL_MSI, True, "message-signalled interrupts"),
-    ("KVM_CAP_VCPU_EVENTS", abi.KVM_CAP_VCPU_EVENTS, True, "pending exceptions; a snapshot would lose them without"),
-    ("KVM_CAP_DEBUGREGS", abi.KVM_CAP_DEBUGREGS, True, "debug registers; a snapshot would lose them without"),
-    ("KVM_CAP_XSAVE", abi.KVM_CAP_XSAVE, True, "vector registers; a snapshot would lose them without"),
-    ("KVM_CAP_XSAVE2", abi.KVM_CAP_XSAVE2, False, "length of large vector state (AMX); only such guests need it"),
-    ("KVM_CAP_XCRS", abi.KVM_CAP_XCRS, True, "extended control registers; a snapshot would lose them without"),
-    ("KVM_CAP_ADJUST_CLOCK", abi.KVM_CAP_ADJUST_CLOCK, True, "kvm-clock goes on from a snapshot; jumps without"),
-    ("KVM_CAP_GET_TSC_KHZ", abi.KVM_CAP_GET_TSC_KHZ, True, "rate of the time-stamp counter, recorded in snapshots"),
-    ("KVM_CAP_TSC_DEADLINE_TIMER", abi.KVM_CAP_TSC_DEADLINE_TIMER, False, "the APIC timer's deadline mode; guests that were told of it need it"),
-    ("KVM_CAP_TSC_CONTROL", abi.KVM_CAP_TSC_CONTROL, False, "scaled time-stamp counter; snapshots from hosts with another rate are refused without"),
-    ("KVM_CAP_IMMEDIATE_EXIT", abi.KVM_CAP_IMMEDIATE_EXIT, True, "completing an exit in flight"),
+ARCHITECTURES = ("x86_64", "aarch64")
+
+
+class Capability(NamedTuple):
+    """KVM_CHECK_EXTENSION: its name and number, whether snapkit needs it, what it is for or what its lack means."""
+
+    name: str
+    number: int
+    needed: bool
+    meaning: str
+
+
+class Own(Protocol):
+    """What only one architecture has; the module `facts` of its package is one."""
+
+    CAPABILITIES: Sequence[Capability]
+
+    def ask(self, kvm: Kvm, facts: HostFacts) -> None:
+        """Find out what costs little."""
+        ...
+
+    def ask_vm(self, kvm: Kvm, facts: HostFacts) -> None:
+        """Find out what costs a VM."""
+        ...
+
+
+COMMON: Sequence[Capability] = (
+    Capability("KVM_CAP_IRQCHIP", abi.KVM_CAP_IRQCHIP, True, "in-kernel interrupt controllers; no machine without"),
+    Capability("KVM_CAP_USER_MEMORY", abi.KVM_CAP_USER_MEMORY, True, "guest RAM from the monitor's memory; no machine without"),
+    Capability("KVM_CAP_IRQ_ROUTING", abi.KVM_CAP_IRQ_ROUTING, True, "interrupt routes; no message-signalled interrupts without"),
+    Capability("KVM_CAP_IRQFD", abi.KVM_CAP_IRQFD, True, "interrupts from an eventfd; no device threads without"),
+    Capability("KVM_CAP_IOEVENTFD", abi.KVM_CAP_IOEVENTFD, True, "doorbells to an eventfd; slow queues without"),
+    Capability("KVM_CAP_IOEVENTFD_ANY_LENGTH", abi.KVM_CAP_IOEVENTFD_ANY_LENGTH, False, "doorbells whatever the store's width; slow queues over PCI without"),
+    Capability("KVM_CAP_SIGNAL_MSI", abi.KVM_CAP_SIGNAL_MSI, True, "message-signalled interrupts"),
+    Capability("KVM_CAP_VCPU_EVENTS", abi.KVM_CAP_VCPU_EVENTS, True, "pending exceptions; a snapshot would lose them without"),
+    Capability("KVM_CAP_IMMEDIATE_EXIT", abi.KVM_CAP_IMMEDIATE_EXIT, True, "completing an exit in flight"),
 )  # fmt: skip
-"""Name, number, whether snapkit needs it, and what it is for or what its lack means."""
+"""What every architecture's KVM is asked for; each has more."""
+
+
+def capabilities(architecture: str) -> Sequence[Capability]:
+    """Return what KVM is asked for on *architecture*, as uname(2) names it."""
+    found = _own(architecture)
+    return COMMON if found is None else (*COMMON, *found.CAPABILITIES)
 
 
 _asked: dict[tuple[int, int, int], HostFacts] = {}
@@ -43,18 +68,19 @@ def collect() -> HostFacts:
     try:
         with Kvm() as kvm:
             _ask(kvm, facts)
-            _ask_rate(kvm, facts)
+            _ask_vm(kvm, facts)
     except (IncompatibleHost, HostError) as error:
         facts.kvm.usable, facts.kvm.why = False, str(error)
     return facts
 
 
 def live(*, rate: bool = False) -> HostFacts:
-    """Return what a restore here is judged by; without *rate* not that of the time-stamp counter.
+    """Return what a restore here is judged by; without *rate* not the rate of the counter, and what else a VM tells.
 
     KVM's answers are asked for once: its list of CPUID leaves costs 0.3 ms on a host that is a guest itself. They hold
     while the module stays loaded, and loading it again makes another /dev/kvm. The rate costs a VM, 1 ms, so that it is
-    only asked for when it is wanted: a counter that cannot have the machine's rate is refused when it is loaded, too.
+    only asked for when it is wanted: a counter that cannot have the machine's rate is refused when it is loaded, too, and
+    so are an aarch64 machine's identification registers.
 
     Raises IncompatibleHost where there is no KVM, HostError when it cannot be asked.
     """
@@ -71,9 +97,9 @@ def live(*, rate: bool = False) -> HostFacts:
             _ask(kvm, facts)
         _asked.clear()
         _asked[identity] = facts
-    if rate and not facts.tsc_khz:
+    if rate and not (facts.tsc_khz or facts.counter_hz):
         with Kvm() as kvm:
-            _ask_rate(kvm, facts)
+            _ask_vm(kvm, facts)
     if not facts.tun:
         facts.tun = _tun()  # its module may have been loaded since
     return facts
@@ -92,32 +118,29 @@ def _plain() -> HostFacts:
 
 
 def _ask(kvm: Kvm, facts: HostFacts) -> None:
-    found = facts.kvm
-    found.capabilities = {name: kvm.extension(number) for name, number, _, _ in CAPABILITIES}
+    found, asked = facts.kvm, capabilities(facts.architecture)
+    found.capabilities = {one.name: kvm.extension(one.number) for one in asked}
     found.vcpus_max = kvm.extension(abi.KVM_CAP_MAX_VCPUS)
     found.vcpus_recommended = kvm.extension(abi.KVM_CAP_NR_VCPUS)
-    if facts.architecture == "x86_64":
-        facts.cpuid, facts.msrs = kvm.supported_cpuid(), kvm.msr_indices()
-        first = next((leaf for leaf in facts.cpuid if leaf.function == 0), None)
-        if first is not None:
-            words = (first.ebx, first.edx, first.ecx)
-            facts.cpu_vendor = b"".join(word.to_bytes(4, "little") for word in words).decode("ascii", "replace")
-    lacking = [name for name, _, needed, _ in CAPABILITIES if needed and not found.capabilities[name]]
+    own = _own(facts.architecture)
+    if own is not None:
+        own.ask(kvm, facts)
+    lacking = [one.name for one in asked if one.needed and not found.capabilities[one.name]]
     found.usable, found.why = not lacking, f"it lacks {', '.join(lacking)}" if lacking else ""
 
 
-def _ask_rate(kvm: Kvm, facts: HostFacts) -> None:
-    if facts.architecture != "x86_64":
-        return
-    vm = kvm.create_vm()
-    vcpu: VcpuFd | None = None
-    try:
-        vcpu = vm.create_vcpu(0)
-        facts.tsc_khz = vcpu.get_tsc_khz()
-    finally:
-        if vcpu is not None:
-            vcpu.close()
-        vm.close()
+def _ask_vm(kvm: Kvm, facts: HostFacts) -> None:
+    own = _own(facts.architecture)
+    if own is not None:
+        own.ask_vm(kvm, facts)
+
+
+def _own(architecture: str) -> Own | None:
+    """Return what only *architecture* has; None for one that snapkit does not run on."""
+    if architecture not in ARCHITECTURES:
+        return None
+    own: Own = import_module(f"snapkit.vmm.arch.{architecture}.facts")
+    return own
 
 
 def _clock_source() -> str:

@@ -31,7 +31,7 @@ import msgspec
 from snapkit import host
 from snapkit.errors import ConfigError, Finding, HostError, InternalError
 from snapkit.state.codec import adopted
-from snapkit.state.interrupt_table import LINES_MAX, ROUTES_MAX, InterruptTableState, LineState, RouteState
+from snapkit.state.interrupt_table import ROUTES_MAX, InterruptTableState, LineState, RouteState
 from snapkit.units import Gsi
 
 
@@ -119,7 +119,10 @@ class InterruptTable:
 
     kind: ClassVar[str] = "interrupt-table"
 
-    def __init__(self, fd: RoutingFd) -> None:
+    def __init__(self, fd: RoutingFd, pins: int = 24) -> None:
+        """*pins*: how many GSIs are pins of the interrupt controllers; those from there on stand for messages."""
+        # Configuration
+        self._pins = pins
         # Runtime glue
         self._fd = fd
         self._lock = threading.RLock()
@@ -181,8 +184,8 @@ class InterruptTable:
 
     def line(self, gsi: int, owner: str, *, edge: bool) -> GsiLine:
         """Wire *owner* to the pin *gsi*; ConfigError when another has it or there is no such pin."""
-        if not 0 <= gsi < LINES_MAX:
-            raise ConfigError(f"{owner} wants interrupt line {gsi}, there are 0..{LINES_MAX - 1}")
+        if not 0 <= gsi < self._pins:
+            raise ConfigError(f"{owner} wants interrupt line {gsi}, there are 0..{self._pins - 1}")
         with self._lock:
             if gsi in self._lines:
                 raise ConfigError(f"{owner} wants interrupt line {gsi}, which {self._lines[gsi].owner} has")
@@ -201,8 +204,8 @@ class InterruptTable:
 
         *device_id* is bus, device and function of the sender where the interrupt controller asks for it, else 0.
         """
-        if not LINES_MAX <= gsi < ROUTES_MAX:
-            raise ConfigError(f"{owner} wants GSI {gsi} for messages, there are {LINES_MAX}..{ROUTES_MAX - 1}")
+        if not self._pins <= gsi < ROUTES_MAX:
+            raise ConfigError(f"{owner} wants GSI {gsi} for messages, there are {self._pins}..{ROUTES_MAX - 1}")
         with self._lock:
             if gsi in self._vectors:
                 raise ConfigError(f"{owner} wants GSI {gsi}, which {self._vectors[gsi].owner} has")

@@ -8,7 +8,7 @@ threads, kvm_run mappings and vCPU fds, the VM's fd, RAM.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from snapkit import host
 from snapkit.errors import ConfigError, IncompatibleHost, SnapkitError, StateViolation
@@ -16,9 +16,7 @@ from snapkit.state.codec import adopted, checked
 from snapkit.state.machine import MachineState
 from snapkit.state.memory_layout import MemoryLayoutState
 from snapkit.state.schema import SectionId, State
-from snapkit.vmm.arch.x86_64 import layout, platform
-from snapkit.vmm.arch.x86_64.clock import ClockPolicy
-from snapkit.vmm.arch.x86_64.vcpu import X86Vcpu
+from snapkit.vmm.arch import Chip, ClockPolicy, Vcpu, native
 from snapkit.vmm.backends.console import Console
 from snapkit.vmm.facts import live
 from snapkit.vmm.kvm import abi
@@ -62,6 +60,7 @@ class Machine:
         """*overrides*: host ends instead of saved ones, by device id. *clock*: where a restored guest's clocks go on."""
         # Configuration
         self._loop, self._verify_memory, self._clock = loop, verify_memory, clock
+        self._platform = native()
         # Runtime glue
         self.run_state = RunState.BUILDING
         self.stop_info: Stop | None = None
@@ -74,8 +73,8 @@ class Machine:
         self.board = Board(loop, console, self, overrides)
         # Guest-visible state
         self._state: MachineState | None = None
-        self._vcpus: dict[SectionId, platform.Vcpu] = {}
-        self._chips: dict[SectionId, platform.Chip] = {}
+        self._vcpus: dict[SectionId, Vcpu] = {}
+        self._chips: dict[SectionId, Chip] = {}
 
     # Making one
 
@@ -88,11 +87,12 @@ class Machine:
         *claimed* is called once everything of the host is open and nothing is made of it: a restore's *claim* is over.
         Raises ConfigError for what the operator got wrong, IncompatibleHost or HostError for what the host lacks.
         """
-        regions = layout.ram_regions(config.memory)
+        platform = native()
+        regions = platform.ram_regions(config.memory)
         if not 1 <= config.vcpus <= platform.VCPUS_MAX:
             raise ConfigError(f"vcpus is {config.vcpus}, must be 1 to {platform.VCPUS_MAX}")
-        if config.cpu not in {"host", "baseline"}:
-            raise ConfigError(f"cpu is {config.cpu!r}, must be host or baseline")
+        if config.cpu not in platform.CPUS:
+            raise ConfigError(f"cpu is {config.cpu!r}, must be {' or '.join(platform.CPUS)} on {platform.MAP.name}")
         machine = cls(loop, console)
         machine.boot_source = config
         with ExitStack() as undo:
@@ -102,38 +102,30 @@ class Machine:
         return machine
 
     def _boot(self, config: BootConfig, regions: Sequence[tuple[int, int]], claimed: Callable[[], None] | None) -> None:
-        profile: Literal["host", "baseline"] = "baseline" if config.cpu == "baseline" else "host"
-        from snapkit.vmm.parts.fresh import open_parts
+        from snapkit.vmm.parts.fresh import fresh_sections, open_devices
 
-        fresh = open_parts(config.devices, config.transport, self.board.adopt)
+        platform = self._platform
+        opened = open_devices(config.devices, self.board.adopt)
         with platform.open_guest(config.kernel, config.initrd) as guest:
             self.open_hypervisor()
+            fresh = fresh_sections(opened, config.transport, platform.ground(self._need_kvm(), regions))
             if claimed is not None:
                 claimed()
             self.create_vm(
                 MachineState(
-                    architecture=platform.ARCHITECTURE,
+                    architecture=platform.MAP.architecture,
                     machine_id=host.urandom(16),
                     vcpu_count=config.vcpus,
-                    cpu_profile=profile,
+                    cpu_profile="baseline" if config.cpu == "baseline" else "host",
                     tsc_khz=0,
                 )
             )
             memory = self._memory = GuestMemory(regions)
             self._use_memory(memory)
             entry = platform.load_guest(memory, guest, fresh, cmdline=config.cmdline, vcpus=config.vcpus)
-        for kind in platform.CHIPS:
-            self.construct(SectionId(kind, "0"), None)
-        leaves = platform.profile(self._need_vm(), config.cpu)
-        for number in range(config.vcpus):
-            section = SectionId(X86Vcpu.kind, str(number))
+        for section in platform.kernel_parts(config.vcpus, fresh.transport):
             self.construct(section, None)
-            told = platform.with_topology(leaves, number, config.vcpus)
-            vcpu = self._vcpus[section]
-            vcpu.thread.call(partial(vcpu.state.reset, told, None if number else entry))
-        if profile == "host":
-            first = self._vcpus[SectionId(X86Vcpu.kind, "0")]
-            self._need_state().tsc_khz = first.thread.call(first.state.tsc_khz)
+        platform.reset(self._need_vm(), self._need_state(), self._vcpus, entry)
         for kind in CONSTRUCT_ORDER:
             for section, state in fresh.sections.items():
                 if section.kind == kind:
@@ -147,18 +139,17 @@ class Machine:
 
     def create_vm(self, state: MachineState) -> None:
         """Create the VM that *state* describes, without memory."""
-        if state.architecture != platform.ARCHITECTURE:
+        wanted = self._platform.MAP.architecture
+        if state.architecture != wanted:
             raise IncompatibleHost(
-                f"the machine's architecture is {state.architecture} (ELF number), must be {platform.ARCHITECTURE} here"
+                f"the machine's architecture is {state.architecture} (ELF number), must be {wanted} here"
             )
-        if (kvm := self._kvm) is None:
-            raise StateViolation("use KVM", actual="not open", required="open", way_out="open_hypervisor first")
+        kvm = self._need_kvm()
         limit = kvm.extension(abi.KVM_CAP_MAX_VCPUS)
         if state.vcpu_count > limit:
             raise ConfigError(f"vcpus is {state.vcpu_count}, this KVM allows {limit}")
-        self._vm = Vm(kvm)
+        self._vm = self._platform.open_vm(kvm, self)
         try:
-            platform.prepare_vm(self._vm, self)
             self._state = adopted(state)
         except BaseException:
             self.close_vm()
@@ -205,7 +196,7 @@ class Machine:
         memory.seal()
         self._need_vm().set_memory(memory)
         self._memory = memory
-        self.board.place(self._need_vm(), memory, restored=self.boot_source is None)
+        self.board.place(self._need_vm(), self._platform.MAP, memory, restored=self.boot_source is None)
 
     def claim(self, section: SectionId, state: State) -> None:
         """Open what the host lends to the device *section*: its image, its TAP, its socket."""
@@ -217,11 +208,11 @@ class Machine:
 
     def construct(self, section: SectionId, state: State | None) -> None:
         """Create the part *section*, inert; None for a chip or vCPU as KVM resets it."""
-        vm = self._need_vm()
-        if section.kind == X86Vcpu.kind:
+        vm, platform = self._need_vm(), self._platform
+        if section.kind == platform.VCPU:
             self._vcpus[section] = platform.make_vcpu(state, section, vm, self._need_state(), self)
         elif section.kind in platform.CHIPS:
-            self._chips[section] = platform.make_chip(state, section.kind, vm)
+            self._chips[section] = platform.make_chip(state, section, vm, self._need_state(), self._chips)
         elif state is not None:
             self.board.construct(section, state)
 
@@ -230,7 +221,9 @@ class Machine:
         vcpu = self._vcpus.pop(section, None)
         if vcpu is not None:
             vcpu.thread.close()
-        self._chips.pop(section, None)
+        chip = self._chips.pop(section, None)
+        if chip is not None:
+            chip.close()
         self.board.discard(section)
 
     def wire(self) -> None:
@@ -280,7 +273,7 @@ class Machine:
             for job in [vcpu.thread.post(vcpu.state.tell_paused) for vcpu in vcpus]:
                 job.wait()
         else:  # nobody was in KVM_RUN yet, so this thread may; every counter is set before any vCPU reads one
-            platform.start_clocks(self._chips.values(), vcpus, self._clock)
+            self._platform.start_clocks(self._chips.values(), vcpus, self._clock)
         for chip in self._chips.values():
             chip.start_clock()
         self.board.run()
@@ -346,7 +339,7 @@ class Machine:
             order.callback(self.close_vm)
             order.callback(self.board.close_parts)
             order.callback(self.unwire)
-            for section in list(self._vcpus):
+            for section in [*self._chips, *self._vcpus]:
                 order.callback(self.discard, section)
             order.callback(self.board.deactivate)
 
@@ -392,9 +385,10 @@ class Machine:
             SectionId("memory-layout", "0"): self._need_memory().save(),
         }
         vcpus = {section: partial(vcpu.thread.call, vcpu.state.save) for section, vcpu in self._vcpus.items()}
-        others = {section: held.save for section, held in (*self._chips.items(), *self.board.parts.items())}
-        saved = read_in_order({**vcpus, **others})
-        platform.save_clocks(self._chips.values(), self._vcpus, saved)
+        chips = {section: chip.save for section, chip in self._chips.items()}
+        parts = {section: part.save for section, part in self.board.parts.items()}
+        saved = read_in_order({**vcpus, **chips, **parts})
+        self._platform.save_clocks(self._chips.values(), self._vcpus, saved)
         return first | saved
 
     @property
@@ -424,6 +418,11 @@ class Machine:
         if self._vm is None:
             raise StateViolation("use the VM", actual="not created", required="created", way_out="create_vm first")
         return self._vm
+
+    def _need_kvm(self) -> Kvm:
+        if self._kvm is None:
+            raise StateViolation("use KVM", actual="not open", required="open", way_out="open_hypervisor first")
+        return self._kvm
 
     def _need_memory(self) -> GuestMemory:
         if self._memory is None:

@@ -29,12 +29,13 @@ class Doorbells:
 class Vm:
     """One virtual machine in KVM. `lock` is the machine's one lock: held by whoever touches device state."""
 
-    def __init__(self, kvm: Kvm) -> None:
+    def __init__(self, kvm: Kvm, fd: VmFd, *, lines: int) -> None:
+        """*lines*: how many GSIs are pins of the interrupt controllers; those from there on stand for messages."""
         self.kvm = kvm
-        self.fd = kvm.create_vm()
+        self.fd = fd
         self.ports = Bus("port")
         self.mmio = Bus("mmio")
-        self.interrupts = InterruptTable(self.fd)
+        self.interrupts = InterruptTable(self.fd, lines)
         self.doorbells = Doorbells(self.fd)
         self.lock = threading.Lock()
         self._resources: ResourceAllocator | None = None

@@ -44,11 +44,16 @@ def microseconds(action: Callable[[], object]) -> float:
 
 def medians(rounds: int, *actions: Callable[[], float]) -> list[float]:
     """Take *rounds* values of each of *actions*, alternating, and return the median of each."""
+    return [statistics.median(taken) for taken in values(rounds, *actions)]
+
+
+def values(rounds: int, *actions: Callable[[], float]) -> list[list[float]]:
+    """Take *rounds* values of each of *actions*, alternating."""
     taken: list[list[float]] = [[] for _ in actions]
     for _ in range(rounds):
-        for values, action in zip(taken, actions, strict=True):
-            values.append(action())
-    return [statistics.median(values) for values in taken]
+        for mine, action in zip(taken, actions, strict=True):
+            mine.append(action())
+    return taken
 
 
 def _text(cell: Cell) -> str:

@@ -3,10 +3,11 @@
 `Floor.calls` is them as a readable list, `run` issues them. Buffers are ready-made from a real snapshot, nothing is
 checked, no object is made that can go. What a restore costs above this is what snapkit adds.
 
-Order: slots before the irqchip, because setting a slot after KVM_CREATE_IRQCHIP costs milliseconds; MADV_DONTFORK and
-MADV_DONTDUMP after the last mapping, because a mapping laid over another loses them (Documentation/virt/kvm/api.rst).
+Order: slots before the interrupt controller, because setting a slot after KVM_CREATE_IRQCHIP costs milliseconds;
+MADV_DONTFORK and MADV_DONTDUMP after the last mapping, because a mapping laid over another loses them
+(Documentation/virt/kvm/api.rst).
 
-What PCI devices add, and where in that order, is in `floor_devices`.
+What each architecture's chips and vCPUs need is in `floor_x86` and `floor_arm`, what PCI devices add in `floor_devices`.
 
 No thread is part of it: one thread could issue every call, and KVM_RUN first of all. With *threads* each vCPU has one,
 which is there to issue KVM_RUN, as in any monitor that does something else meanwhile; no other call needs it.
@@ -17,44 +18,45 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from functools import partial
+from typing import Generic, TypeVar
 
 from snapkit.restore.image import Image
 from snapkit.restore.source import _HEAD_LEN
-from snapkit.state.irqchip_x86 import IrqchipState
-from snapkit.state.kvm_clock import KvmClockState
-from snapkit.state.pit import PitState
-from snapkit.state.vcpu_x86_64 import VcpuState
-from snapkit.vmm.arch.x86_64 import layout
-from snapkit.vmm.arch.x86_64.vcpu import CLOCK_MSRS
-from snapkit.vmm.kvm import abi, abi_x86
+from snapkit.state.schema import State
+from snapkit.vmm.kvm import abi
 from snapkit.vmm.kvm.abi import Ioctl
 from tests.bench.calls import Call, expect, ioctl, madvise, mmap, munmap
-from tests.bench.floor_devices import DeviceFloor
+from tests.bench.floor_devices import DeviceFloor, Pins
 
 RW = 1 | 2
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS, MAP_NORESERVE = 1, 2, 0x10, 0x20, 0x4000
 MADV_DONTFORK, MADV_DONTDUMP = 10, 16
 EINTR = 4
 KICK_ONLY = ~(1 << signal.SIGRTMIN) & 0xFFFF_FFFF_FFFF_FFFF
+V = TypeVar("V", bound=State)
 
 
-class Floor:
-    """The floor of the machine in one snapshot."""
+class Floor(ABC, Generic[V]):
+    """The floor of the machine in one snapshot; subclasses say what its architecture adds."""
+
+    vcpu: type[V]
+    """The State of a vCPU."""
+    vm_type = 0
+    """The argument of KVM_CREATE_VM."""
+    pins: Pins
 
     def __init__(self, path: str, *, threads: bool = False) -> None:
         with Image.open(path) as image:
             sections = image.sections().states
-            states = sections.values()
             self._path, self._regions, preamble = path, image.memory.regions, image.preamble
             self._runs = image.memory.runs()
+        self._states = list(sections.values())
+        self._vcpu_states = [state for state in self._states if isinstance(state, self.vcpu)]
         self._head_len = min(_HEAD_LEN, os.stat(path).st_size)
         self._ram_len = sum(length for _, length in self._regions)
-        self._vcpu_states = [state for state in states if isinstance(state, VcpuState)]
-        (irqchip,) = (state for state in states if isinstance(state, IrqchipState))
-        (pit,) = (state for state in states if isinstance(state, PitState))
-        (clock,) = (state for state in states if isinstance(state, KvmClockState))
         self._file = self._kvm = self._vm = -1
         self._ram = self._run_len = 0
         self._vcpus: list[int] = []
@@ -63,7 +65,7 @@ class Floor:
         self._overs: list[_thread.LockType] = []
         self._end_ns = 0
 
-        devices = self._devices = DeviceFloor(sections, lambda: self._vm, self._hva)
+        devices = self._devices = DeviceFloor(sections, self.pins, lambda: self._vm, self._hva)
 
         self.calls: list[Call] = [
             ("open the file", self._open_file),
@@ -78,15 +80,13 @@ class Floor:
             ("open /dev/kvm", self._open_kvm),
             ("KVM_CREATE_VM", self._create_vm),
             ("KVM_GET_VCPU_MMAP_SIZE", self._get_run_len),
-            self._on_vm(abi_x86.KVM_SET_TSS_ADDR, layout.KVM_TSS_GPA),
-            self._on_vm(abi_x86.KVM_SET_IDENTITY_MAP_ADDR, layout.KVM_IDENTITY_MAP_GPA.to_bytes(8, "little")),
+            *self._create_before_memory(),
             ("mmap RAM", self._map_ram),
             *((f"mmap {run.length:#x} of the file", partial(self._lay, *run[:3])) for run in self._runs),
             ("madvise MADV_DONTFORK", partial(self._advise, MADV_DONTFORK)),
             ("madvise MADV_DONTDUMP", partial(self._advise, MADV_DONTDUMP)),
             *((f"KVM_SET_USER_MEMORY_REGION {n}", partial(self._set_slot, n)) for n in range(len(self._regions))),
-            self._on_vm(abi_x86.KVM_CREATE_IRQCHIP, 0),
-            self._on_vm(abi_x86.KVM_CREATE_PIT2, abi_x86.KVM_PIT_SPEAKER_DUMMY.to_bytes(64, "little")),
+            *self._create_before_vcpus(),
         ]
         for number in range(len(self._vcpu_states)):
             self.calls += [
@@ -94,31 +94,31 @@ class Floor:
                 ("mmap kvm_run", partial(self._map_run, number)),
                 self._on_vcpu(number, abi.KVM_SET_SIGNAL_MASK, abi.signal_mask(KICK_ONLY)),
             ]
+        self.calls += self._create_after_vcpus()
         self.calls += devices.rebuild
         self.calls += devices.wire
-        for number, state in enumerate(self._vcpu_states):
-            self.calls += self._load_vcpu(number, state)
-        self.calls += [
-            self._on_vm(abi_x86.KVM_SET_IRQCHIP, abi_x86.irqchip(chip, payload))
-            for chip, payload in (
-                (abi_x86.KVM_IRQCHIP_PIC_MASTER, abi_x86.PIC.write(irqchip.pic_master)),
-                (abi_x86.KVM_IRQCHIP_PIC_SLAVE, abi_x86.PIC.write(irqchip.pic_slave)),
-                (abi_x86.KVM_IRQCHIP_IOAPIC, abi_x86.write_ioapic(irqchip.ioapic)),
-            )
-        ]
+        self.calls += self._load()
         self.calls += devices.activate
         if threads:
             self.calls += [("a thread", self._start_thread)] * len(self._vcpu_states)
-        self.calls += [
-            self._on_vm(abi_x86.KVM_SET_PIT2, abi_x86.write_pit(pit, time.monotonic_ns())),
-            self._on_vm(abi_x86.KVM_SET_CLOCK, abi_x86.write_clock(clock.clock_ns)),
-        ]
-        for number, state in enumerate(self._vcpu_states):
-            values = {msr.index: msr.data for msr in state.msrs if msr.index in CLOCK_MSRS}
-            held = {index: values[index] for index in CLOCK_MSRS if index in values}
-            self.calls.append(self._on_vcpu(number, abi_x86.KVM_SET_MSRS, abi_x86.write_msrs(held), len(held)))
+        self.calls += self._start_clocks()
         self.calls += devices.run
         self.calls.append(("KVM_RUN", self._wake_threads if threads else partial(self._run, 0)))
+
+    def _create_before_memory(self) -> Iterable[Call]:
+        return ()
+
+    def _create_before_vcpus(self) -> Iterable[Call]:
+        return ()
+
+    def _create_after_vcpus(self) -> Iterable[Call]:
+        return ()
+
+    @abstractmethod
+    def _load(self) -> Iterable[Call]: ...
+
+    @abstractmethod
+    def _start_clocks(self) -> Iterable[Call]: ...
 
     def run(self) -> float:
         """Issue the calls and take back what they made; returns milliseconds, to the end of the first vCPU's KVM_RUN."""
@@ -127,22 +127,6 @@ class Floor:
             call()
         self._release()
         return (self._end_ns - begin_ns) / 1e6
-
-    def _load_vcpu(self, number: int, state: VcpuState) -> Iterator[Call]:
-        put = partial(self._on_vcpu, number)
-        msrs = {msr.index: msr.data for msr in state.msrs if msr.index not in CLOCK_MSRS}
-        yield put(abi_x86.KVM_SET_CPUID2, abi_x86.write_cpuid(state.cpuid))
-        if state.tsc_khz:  # to be set if it is another, which nothing but asking tells
-            yield put(abi_x86.KVM_GET_TSC_KHZ, 0, state.tsc_khz)
-        yield put(abi.KVM_SET_MP_STATE, state.mp_state.to_bytes(4, "little"))
-        yield put(abi_x86.KVM_SET_REGS, abi_x86.REGS.write(state.regs))
-        yield put(abi_x86.KVM_SET_SREGS, abi_x86.write_sregs(state.sregs))
-        yield put(abi_x86.KVM_SET_XSAVE, state.xsave)
-        yield put(abi_x86.KVM_SET_XCRS, abi_x86.write_xcrs(state.xcrs))
-        yield put(abi_x86.KVM_SET_DEBUGREGS, abi_x86.write_debugregs(state.debugregs))
-        yield put(abi_x86.KVM_SET_LAPIC, state.lapic)
-        yield put(abi_x86.KVM_SET_MSRS, abi_x86.write_msrs(msrs), len(msrs))
-        yield put(abi_x86.KVM_SET_VCPU_EVENTS, abi_x86.EVENTS.write(state.events))
 
     # The calls
 
@@ -156,7 +140,7 @@ class Floor:
         self._kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
 
     def _create_vm(self) -> None:
-        self._vm = ioctl(self._kvm, abi.KVM_CREATE_VM.number, 0)
+        self._vm = ioctl(self._kvm, abi.KVM_CREATE_VM.number, self.vm_type)
 
     def _get_run_len(self) -> None:
         self._run_len = ioctl(self._kvm, abi.KVM_GET_VCPU_MMAP_SIZE.number, 0)

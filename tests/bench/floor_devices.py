@@ -3,7 +3,7 @@
 An image is opened, looked at (is it the file that was saved?) and locked. A device in use has an eventfd and an ioeventfd
 for each queue, an eventfd and an irqfd for each open vector, all routes in one KVM_SET_GSI_ROUTING before the first
 irqfd, a place in epoll for each eventfd that the monitor listens to. A Unix socket is made for its owner only, as it
-must never be anybody else's. A new generation id is announced on its pin.
+must never be anybody else's. A TAP is attached and told the header's length and what the guest takes. A new generation id is announced on its pin.
 
 No disk's worker is part of it: its thread is there to do what blocks, and is not needed before something does.
 """
@@ -13,30 +13,46 @@ import fcntl
 import os
 import select
 import socket
+import struct
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import chain
+from typing import NamedTuple
 
+from snapkit import host_net
+from snapkit.host_net import _IFF_NO_PI, _IFF_TAP, _IFF_VNET_HDR
 from snapkit.state.interrupt_table import InterruptTableState, RouteState
 from snapkit.state.pci_function import PciFunctionState
 from snapkit.state.schema import SectionId, State
 from snapkit.state.spec import virtio as spec
+from snapkit.state.spec.virtio_net import HDR_LEN
 from snapkit.state.virtio import VirtioState
 from snapkit.state.virtio_block import LayerState, VirtioBlockState
+from snapkit.state.virtio_net import VirtioNetState
 from snapkit.state.virtio_pci import VirtioPciState
 from snapkit.state.virtio_vsock import VirtioVsockState
 from snapkit.state.vmgenid import GENERATION_LEN, VmgenidState
-from snapkit.vmm.kvm import abi, abi_x86
+from snapkit.vmm.kvm import abi
 from snapkit.vmm.virtio.pci_layout import BAR, NOTIFY, NOTIFY_MULTIPLIER
+from snapkit.vmm.virtio.virtio_net import offload_of
 from tests.bench.calls import Call, expect, ioctl
+
+
+class Pins(NamedTuple):
+    """What of interrupts is an architecture's own: what KVM_IRQ_LINE calls a pin, and the routes that pins have."""
+
+    number: Callable[[int], int]
+    routes: bytes
 
 
 class DeviceFloor:
     """The calls for the PCI devices of one machine, stage by stage; `release` takes back what they made."""
 
-    def __init__(self, states: Mapping[SectionId, State], vm: Callable[[], int], hva: Callable[[int], int]) -> None:
+    def __init__(
+        self, states: Mapping[SectionId, State], pins: Pins, vm: Callable[[], int], hva: Callable[[int], int]
+    ) -> None:
         """*vm* gives the VM's fd, *hva* where guest memory is, once there are any."""
-        self._vm, self._hva = vm, hva
+        self._pins, self._vm, self._hva = pins, vm, hva
         self._poll = select.epoll()  # the process had it before
         self._fds: list[int] = []
         self._watched: list[int] = []
@@ -53,6 +69,10 @@ class DeviceFloor:
             elif isinstance(state, VirtioVsockState):
                 self.claim += self._socket(state.host.uds)
                 self.run.append(("epoll_ctl", self._watch_socket))
+            elif isinstance(state, VirtioNetState):
+                tap: list[int] = []
+                self.claim += self._tap(tap, state)
+                self.run.append(("epoll_ctl", partial(self._watch, tap)))
         for (kind, instance), state in states.items():
             if kind == "virtio-pci" and isinstance(state, VirtioPciState):
                 self._doorbells(state, instance, states)
@@ -101,6 +121,21 @@ class DeviceFloor:
     def _make_socket(self) -> None:
         self._sockets.append(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
 
+    def _tap(self, made: list[int], card: VirtioNetState) -> list[Call]:
+        request = struct.pack("16sH22x", card.host.tap.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
+        header_len = HDR_LEN.to_bytes(4, "little")
+
+        def attach() -> None:
+            made[:] = self._fds[-1:]
+            expect(ioctl(made[0], host_net._TUNSETIFF, request), 0)
+
+        return [
+            ("open /dev/net/tun", partial(self._open, "/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)),
+            ("TUNSETIFF", attach),
+            ("TUNSETVNETHDRSZ", lambda: expect(ioctl(made[0], host_net._TUNSETVNETHDRSZ, header_len), 0)),
+            ("TUNSETOFFLOAD", lambda: expect(ioctl(made[0], host_net._TUNSETOFFLOAD, offload_of(card.acked)), 0)),
+        ]
+
     # Doorbells and interrupts
 
     def _doorbells(self, state: VirtioPciState, instance: str, states: Mapping[SectionId, State]) -> None:
@@ -122,7 +157,7 @@ class DeviceFloor:
     def _interrupts(self, routes: list[RouteState]) -> None:
         fds = [self._event(self.rebuild, watch=False) for _ in routes]
         messages = [abi.msi_route(route.gsi, route.address, route.data, route.device_id) for route in routes]
-        table = abi.routing(abi_x86.IDENTITY_ROUTES + b"".join(messages))
+        table = abi.routing(self._pins.routes + b"".join(messages))
         self.wire.append(
             ("KVM_SET_GSI_ROUTING", lambda: expect(ioctl(self._vm(), abi.KVM_SET_GSI_ROUTING.number, table), 0))
         )
@@ -134,7 +169,7 @@ class DeviceFloor:
 
     def _generation(self, state: VmgenidState) -> list[Call]:
         def line(level: int) -> Call:
-            told = abi.irq_level(state.gsi, level)
+            told = abi.irq_level(self._pins.number(state.gsi), level)
             return "KVM_IRQ_LINE", lambda: expect(ioctl(self._vm(), abi.KVM_IRQ_LINE.number, told), 0)
 
         def write() -> None:

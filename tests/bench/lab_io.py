@@ -18,9 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.bench.figures import Cell, Figures
-from tests.lab import guest, packages, work
+from tests.lab import guest, work
+from tests.lab.architecture import X86_64
 from tests.lab.console import CommandConsole
 from tests.lab.guest import GuestFiles
+from tests.lab.kernels import kernel
 from tests.lab.monitors import Devices, Monitor, Qemu, Snapkit
 from tests.lab.network import GUEST, HOST, Network
 from tests.lab.outer import Outer
@@ -118,13 +120,13 @@ def main() -> int:
     options = parser.parse_args()
     chosen = {name: side for name, side in SIDES.items() if options.only in {None, name}}
     rates: dict[str, Rates] = {name: {} for name in chosen}
-    kernel = packages.kernel(packages.GENERIC)
+    generic = kernel(X86_64, X86_64.outer_kernel)
     with Outer(cpus=options.cpus) as outer:
         net = Network(outer)
         net.tap(TAP)
         initrd = outer.share / "tools.cpio"
-        initrd.write_bytes(guest.tools_initramfs(kernel, work.SCRIPTS))
-        files = GuestFiles(kernel.bzimage, kernel.vmlinux, initrd)
+        initrd.write_bytes(guest.tools_initramfs(X86_64, generic, work.SCRIPTS))
+        files = GuestFiles(generic.packed, generic.plain, initrd)
         disk = outer.work / "disk"
         made = outer.run(["sh", "-c", f"head -c {DISK_MIB}M /dev/urandom >{disk}"], timeout=300)
         assert made.code == 0, made

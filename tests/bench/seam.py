@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from types import ModuleType
 from typing import Any
-
-import pytest
+from unittest import mock
 
 from snapkit import host, host_io, host_memory, host_net, host_process, host_sockets
 
@@ -38,10 +38,14 @@ class Clock:
 def timed_calls() -> Iterator[Clock]:
     """Time every system call that goes through the seam in the with block, inside of what the seam itself adds."""
     clock = Clock()
-    with pytest.MonkeyPatch.context() as patch:
+    with ExitStack() as patches:
+
+        def patch(module: ModuleType, name: str, function: Callable[..., Any]) -> None:
+            patches.enter_context(mock.patch.object(module, name, function))
+
         for module in _SEAM:
             for name, function in vars(module).items():
                 if getattr(function, "__code__", None) is _DECORATED and function.__module__ == module.__name__:
-                    patch.setattr(module, name, host.seam(clock.around(function.__wrapped__)))
-        patch.setattr(host, "_c_ioctl", clock.around(host._c_ioctl))
+                    patch(module, name, host.seam(clock.around(function.__wrapped__)))
+        patch(host, "_c_ioctl", clock.around(host._c_ioctl))
         yield clock

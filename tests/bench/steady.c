@@ -6,9 +6,8 @@
 
 #define POST_CODE 0x80                  /* a PC's power-on self test shows its progress here; no device of ours does */
 
-void guest_main(const struct hvm_start_info *info)
+void guest_main(void)
 {
-        (void)info;
         put_text("steady\n");
         for (;;) {
 #ifdef CHATTER

@@ -20,6 +20,7 @@ from snapkit.vmm.arch.x86_64 import cpuid
 from snapkit.vmm.parts import block, limits, net, vsock
 from snapkit.vmm.parts.fresh import Asked, fresh_sections, require_distinct
 from snapkit.vmm.virtio.rate_limiter import BucketConfig
+from tests.grounds import X86_64
 from tests.kvm.commands import finished
 from tests.restore.device_machine import RAM_LEN, Image, device_states, fresh_machine
 from tests.restore.machines import ram, save
@@ -214,11 +215,11 @@ def test_more_devices_than_there_are_slots_or_lines_are_refused_by_what_ran_out(
     state = block.fresh(SectionId("virtio-block", "d"), {}, image)
     many = [(Asked("virtio-block", f"d{number}"), state) for number in range(32)]
     with pytest.raises(ConfigError, match="pci-slot"):
-        fresh_sections(many, "pci", bytes(16))
+        fresh_sections(many, "pci", X86_64, bytes(16))
     with pytest.raises(ConfigError, match="gsi-legacy"):
-        fresh_sections(many, "mmio", bytes(16))
-    assert len(fresh_sections(many[:31], "pci", bytes(16)).sections) == 4 + 3 + 31 * 4
-    assert len(fresh_sections(many[:18], "mmio", bytes(16)).mmio_slots) == 18
+        fresh_sections(many, "mmio", X86_64, bytes(16))
+    assert len(fresh_sections(many[:31], "pci", X86_64, bytes(16)).sections) == 4 + 3 + 31 * 4
+    assert len(fresh_sections(many[:18], "mmio", X86_64, bytes(16)).mmio_slots) == 18
 
 
 # A restore's overrides
@@ -363,7 +364,9 @@ def saved(tmp_path: Path) -> Path:
     states[SectionId("machine", "0")].cpu_profile = "baseline"
     for name in [name for name in states if name.instance == "eth0"]:
         del states[name]  # a TAP is another test's
-    fresh = fresh_sections([pair for pair in device_states() if pair[0].kind != "virtio-net"], "mmio", bytes(16))
+    fresh = fresh_sections(
+        [pair for pair in device_states() if pair[0].kind != "virtio-net"], "mmio", X86_64, bytes(16)
+    )
     states |= fresh.sections
     path = str(tmp_path / "root.img")
     layer = LayerState(path=path, format="raw", length=1 << 20, mtime_ns=1, inode=2)

@@ -331,7 +331,7 @@ def _another(seeded: random.Random, value: Any) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
-        near = (value + 1, value ^ 1 << seeded.randrange(16), seeded.getrandbits(8))
+        near = (value + 1 & MAX, value ^ 1 << seeded.randrange(16), seeded.getrandbits(8))
         return seeded.choice([0, 1, 0xFF, 0xFFFF, 0xFFFFFFFF, MAX, *near])
     changed = bytearray(value)
     for _ in range(seeded.choice([1, 3, 50])):

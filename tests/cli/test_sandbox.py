@@ -8,23 +8,28 @@ from pathlib import Path
 
 import pytest
 
-from snapkit import host_sandbox
+from snapkit import host, host_sandbox
 from snapkit.cli import sandbox
 from snapkit.cli import sandbox_calls as calls
 from snapkit.errors import ConfigError, HostError, IncompatibleHost
 from snapkit.host_sandbox import ALLOW, KILL
-from snapkit.vmm.kvm import abi, abi_x86
+from snapkit.vmm.kvm import abi, abi_arm, abi_x86
 from tests.kvm.commands import finished
 
 ROOT = Path(__file__).parents[2] / "snapkit"
 EVERYTHING = {"", calls.SNAPSHOTS, calls.VSOCK}
 NOT_LATE = {
+    "snapkit.restore.check.remarks": dict.fromkeys(
+        ("snapkit.restore.check.its", "snapkit.state.gicv3_redistributor", "snapkit.state.spec.gicv3"),
+        "`verify` runs no machine",
+    ),
     "snapkit.restore.writer": {"zstandard": "only a writer that is told to compress wants it, and no machine is"},
     "snapkit.restore.image": {"zstandard": "sections are read before a restore claims anything"},
     "snapkit.state.releases": {"hashlib": "of schema files, at a release"},
     "snapkit.host_process": {"resource": "at the start of a run"},
     "snapkit.vmm.machine": {"snapkit.vmm.parts.fresh": "a boot lays itself out before it is over with claiming"},
-    "snapkit.vmm.arch.x86_64.platform": {"snapkit.vmm.arch.x86_64.boot_file": "the kernel is opened by it, before"},
+    "snapkit.vmm.arch.aarch64.platform": {"snapkit.vmm.arch.boot_file": "the kernel is opened by it, before"},
+    "snapkit.vmm.arch.x86_64.platform": {"snapkit.vmm.arch.boot_file": "the kernel is opened by it, before"},
     "snapkit.host_sandbox": {"pyseccomp": "by what enters the sandbox"},
 }
 """Imports inside functions that no machine in a sandbox comes to, and why."""
@@ -70,9 +75,19 @@ def test_nothing_is_excused_that_is_not_imported():
 
 
 def test_every_ioctl_of_kvm_that_there_is_is_allowed_or_left_out_with_a_reason():
-    there = {one.name for module in (abi, abi_x86) for one in vars(module).values() if isinstance(one, abi.Ioctl)}
+    there = {
+        one.name for module in (abi, abi_arm, abi_x86) for one in vars(module).values() if isinstance(one, abi.Ioctl)
+    }
     assert set(calls.IOCTLS) | set(calls.NOT_AFTERWARDS) == there | set(calls.OTHER_IOCTLS)
     assert not set(calls.IOCTLS) & set(calls.NOT_AFTERWARDS)
+
+
+@pytest.mark.parametrize(("machine", "absent"), [("x86_64", "KVM_ARM_"), ("aarch64", "KVM_GET_SREGS")])
+def test_ioctls_of_another_architecture_are_not_allowed(monkeypatch, machine, absent):
+    monkeypatch.setattr(host, "machine_name", lambda: machine)
+    numbers = sandbox.ioctl_numbers()
+    assert not any(name.startswith(absent) for name in numbers)
+    assert set(calls.IOCTLS) > set(numbers) > {"KVM_RUN", "KVM_GET_VCPU_EVENTS", "TCGETS"}
 
 
 def test_every_entry_has_a_reason():
@@ -95,7 +110,7 @@ def test_what_opens_runs_or_connects_is_allowed_only_where_it_was_asked_for():
 
 def test_ioctls_are_allowed_by_number_only():
     rules = [rule for rule in sandbox.rules(EVERYTHING) if rule.call == "ioctl"]
-    assert len(rules) == len(calls.IOCTLS)
+    assert len(rules) == len(sandbox.ioctl_numbers())
     assert all(rule.conditions[0].argument == 1 and rule.action == ALLOW for rule in rules)
     assert abi.KVM_RUN.number in {rule.conditions[0].equal for rule in rules}
 

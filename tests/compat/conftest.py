@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from snapkit.state.releases import main_line
 from tests.compat.tree import CACHE, ROOT, Tree
 from tests.guests.build import guest
 from tests.kvm.harness import need_kvm
-from tools import golden, stored, tap
+from tools import golden, golden_maker, stored, tap
 
 _PROGRAM = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from snapkit.cli import main; main()"
 TODAY = (sys.executable, "-P", "-c", _PROGRAM)
@@ -48,7 +48,7 @@ def made(ready: Tree, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree
     """The same after `make release`, uncommitted. Not to be changed."""
     need_kvm()
     tree = ready.copy(tmp_path_factory.mktemp("made") / "tree")
-    done = tree.run("tools.release", "--cache", str(CACHE / "wheels"))
+    done = tree.run("tools.release", "--here", "--cache", str(CACHE / "wheels"))
     assert done.returncode == 0, done.stderr
     yield tree
     shutil.rmtree(tree.root.parent)
@@ -81,21 +81,29 @@ class GoldenFile:
     path: Path
 
 
-def _stored() -> list[tuple[str, str, str]]:
+def _stored() -> list[tuple[str, str, str, str]]:
     try:
-        return [(release, entry.name, entry.transport) for release, entry in stored.goldens(ROOT)]
+        return [(release, each.name, each.transport, each.architecture) for release, each in stored.goldens(ROOT)]
     except ConfigError:  # told by the tests of what is stored
         return []
 
 
 PROGRAMS = {"made", *(each.release for each in main_line(stored.releases(ROOT)))}
 """The releases whose goldens a program of this project wrote; those of other lines are models."""
-_EVERY = [*_stored(), *(("made", recipe.name, recipe.transport) for recipe in golden.RECIPES)]
+_MADE = golden_maker.recipes(golden.HERE)
+_EVERY = [*_stored(), *(("made", each.name, each.transport, each.architecture) for each in _MADE)]
 
 
-def goldens_where(wanted: Callable[[str, str], bool] = lambda _release, _transport: True) -> pytest.MarkDecorator:
-    """Parametrize `golden_file`: every golden of every release, and those that the newest would write today."""
-    chosen = [(release, name) for release, name, transport in _EVERY if wanted(release, transport)]
+def goldens_where(
+    wanted: Callable[[str, str], bool] = lambda _release, _transport: True,
+    architectures: Collection[str] = tuple(golden_maker.CPUS),
+) -> pytest.MarkDecorator:
+    """Parametrize `golden_file`: every golden of every release, and those that the newest would write here today."""
+    chosen = [
+        (release, name)
+        for release, name, transport, architecture in _EVERY
+        if wanted(release, transport) and architecture in architectures
+    ]
     return pytest.mark.parametrize("golden_file", chosen, ids="-".join, indirect=True)
 
 
@@ -109,7 +117,7 @@ def golden_file(request: pytest.FixtureRequest, tmp_path: Path) -> GoldenFile:
         release, root, cache = tree.release, tree.root, tmp_path
     folder = root / golden.FOLDER / release
     (about,) = (entry for entry in golden.read_manifest(folder).goldens if entry.name == name)
-    if about.nets:
+    if about.nets and about.architecture == golden.HERE:
         need_tap()
     path = golden.unpack(folder, about, cache)
     return GoldenFile(release, about, folder, path)
@@ -138,8 +146,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     need_kvm()
     need_tap()
     folder = tmp_path_factory.mktemp("written") / "goldens"
-    guests = {recipe.guest: Path(guest(recipe.guest)) for recipe in golden.RECIPES}
-    manifest = golden.write(TODAY, folder, guests, release="today", date="today")
+    guests = {recipe.guest: Path(guest(recipe.guest)) for recipe in golden_maker.recipes(golden.HERE)}
+    manifest = golden_maker.write(TODAY, folder, guests, release="today", date="today")
     return Written(folder, manifest)
 
 

@@ -43,7 +43,7 @@ from snapkit.vmm.parts.net import NetPart
 from tests.guests.build import guest
 from tests.kvm.harness import Rig, booted
 from tests.kvm.taps import own_taps
-from tools import golden
+from tools import golden, golden_maker
 from tools.golden import Golden, Manifest
 
 RELEASES = tuple(f"virtio-pci-preview-{number}" for number in range(1, 6))
@@ -264,14 +264,14 @@ def _write(rig: Rig, number: int, folder: Path, scratch: Path) -> Golden:
         partial_line=partial_line,
         length=len(content),
         sha256=golden.digest(content),
-        packed_sha256=golden._store(folder / f"{name}{golden.SUFFIX}", content),
+        packed_sha256=golden_maker.store(folder / f"{name}{golden.SUFFIX}", content),
         disks=[
             golden.Disk(
                 id="root",
                 file=disk_file,
                 length=len(disk),
                 sha256=golden.digest(disk),
-                packed_sha256=golden._store(folder / disk_file, disk),
+                packed_sha256=golden_maker.store(folder / disk_file, disk),
             )
         ],
         nets=["eth0"],

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from snapkit.errors import ConfigError
 from tests.compat.conftest import TODAY, need_tap
 from tests.compat.tree import CACHE, ROOT, Tree
 from tests.kvm.harness import need_kvm
-from tools import matrix, matrix_view
+from tools import golden, matrix, matrix_view, table
 from tools.decided import FILE, TREE, Decided, Outcome, Result, Seen
 
 DOWN, SPOILED = "0.2.0/x86-64-pci-all", "0.2.0/x86-64-none-base"
@@ -35,7 +36,7 @@ def decided() -> Decided:
 
 def names_in_slice() -> list[tuple[str, str]]:
     try:
-        return [name for name in matrix.names(ROOT) if in_slice(*name)]
+        return [name for name in table.names(ROOT) if in_slice(*name)]
     except ConfigError:  # the same
         return []
 
@@ -50,8 +51,8 @@ def seen() -> dict[tuple[str, str], Result]:
 
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[matrix.Bench]:
-    with matrix.bench(ROOT, CACHE / "wheels") as ready:
+def bench() -> Iterator[table.Bench]:
+    with table.bench(ROOT, CACHE / "wheels") as ready:
         yield ready
 
 
@@ -60,17 +61,19 @@ def test_is_restored_and_goes_on_or_is_refused_as_decided(
     seen: dict[tuple[str, str], Result], row: str, check: str
 ) -> None:
     result = seen[row, check]
-    assert (result.outcome, result.reasons) == (result.decided, result.reasons)
+    assert result.good, result
+    foreign = result.architecture != golden.HERE
+    assert result.state in ({"planned", "refused"} if foreign else {"runs", "refused"}), result
 
 
 def test_everything_is_decided_and_readme_shows_it() -> None:
     assert list(matrix.problems(ROOT)) == []
 
 
-def test_without_kvm_files_are_decoded_converted_checked_and_planned(bench: matrix.Bench) -> None:
-    found = [replace(row, lacking="no KVM, for a test") for row in matrix.rows(ROOT, bench.scratch)]
+def test_without_kvm_files_are_decoded_converted_checked_and_planned(bench: table.Bench) -> None:
+    found = [replace(row, lacking="no KVM, for a test") for row in table.rows(ROOT, bench.scratch)]
     results = matrix.run(bench, found, decided())
-    assert {(each.row, each.check) for each in results} == set(matrix.names(ROOT))
+    assert {(each.row, each.check) for each in results} == set(table.names(ROOT))
     for each in results:
         assert each.good, each
         if isinstance(each.decided, list):
@@ -84,8 +87,8 @@ def test_without_kvm_files_are_decoded_converted_checked_and_planned(bench: matr
     [("runs", False), (["vmgenid/0 must be absent"], False), (None, False)],
     ids=["decided to run", "for other reasons", "undecided"],
 )
-def test_another_refusal_than_decided_is_no_good(bench: matrix.Bench, outcome: Outcome | None, good: bool) -> None:
-    rows = [row for row in matrix.rows(ROOT, bench.scratch) if row.name == DOWN]
+def test_another_refusal_than_decided_is_no_good(bench: table.Bench, outcome: Outcome | None, good: bool) -> None:
+    rows = [row for row in table.rows(ROOT, bench.scratch) if row.name == DOWN]
     said = Decided({DOWN: {} if outcome is None else {"0.1.0": outcome}})
     (result,) = matrix.run(bench, rows, said, lambda _row, check: check == "0.1.0")
     assert (result.state, result.good) == ("refused", good)
@@ -93,8 +96,8 @@ def test_another_refusal_than_decided_is_no_good(bench: matrix.Bench, outcome: O
     assert bool(looked.failed) is (outcome is not None), "what is undecided is missing instead"
 
 
-def test_a_damaged_file_is_refused_by_each_program_for_its_own_reason(bench: matrix.Bench, tmp_path: Path) -> None:
-    (row,) = (row for row in matrix.rows(ROOT, bench.scratch) if row.name == SPOILED)
+def test_a_damaged_file_is_refused_by_each_program_for_its_own_reason(bench: table.Bench, tmp_path: Path) -> None:
+    (row,) = (row for row in table.rows(ROOT, bench.scratch) if row.name == SPOILED)
     content = bytearray(row.path.read_bytes())
     content[64] ^= 1
     path = tmp_path / "spoiled.snap"
@@ -108,7 +111,21 @@ def test_a_damaged_file_is_refused_by_each_program_for_its_own_reason(bench: mat
     assert all("support never ends" in matrix.unlawful(replace(each, decided=None), bench) for each in results)
 
 
-def test_a_program_that_never_ends_is_ended_and_the_next_is_served(bench: matrix.Bench, tmp_path: Path) -> None:
+def test_a_release_without_the_architecture_refuses_it_and_is_not_even_started(tmp_path: Path) -> None:
+    with table.bench(ROOT, CACHE / "wheels") as ready:
+        (row,) = (row for row in table.rows(ROOT, ready.scratch) if row.name == SPOILED)
+        name, about = row.name.replace("x86-64", "aarch64"), copy(row.about)
+        about.architecture, about.file = "aarch64", about.file.replace("x86-64", "aarch64")
+        foreign = replace(row, about=about, path=tmp_path / "is not looked at")
+        older = {"0.1.0", "0.2.0", "0.3.0", "0.4.0"}
+        results = matrix.run(ready, [foreign], decided(), lambda _row, check: check in older)
+        assert [(each.row, each.check, each.state, each.reasons) for each in results] == [
+            (name, each, "refused", (f"release {each} has no aarch64",)) for each in sorted(older)
+        ]
+        assert not any(column.started for column in ready.columns.values())
+
+
+def test_a_program_that_never_ends_is_ended_and_the_next_is_served(bench: table.Bench, tmp_path: Path) -> None:
     column, path = bench.columns["0.2.0"], tmp_path / "silent.sock"
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(path))
@@ -117,7 +134,7 @@ def test_a_program_that_never_ends_is_ended_and_the_next_is_served(bench: matrix
     assert column.run(["schema", "check"], tmp_path).code == 0
 
 
-def test_each_column_is_its_own_program(bench: matrix.Bench, tmp_path: Path) -> None:
+def test_each_column_is_its_own_program(bench: table.Bench, tmp_path: Path) -> None:
     for name, column in bench.columns.items():
         said = column.run(["--version"], tmp_path).out.split()[-1]
         assert said == (name if name != TREE else (ROOT / "snapkit/version.py").read_text().split('"')[1])
@@ -132,17 +149,17 @@ def result(row: str, check: str, state: str, decided: Outcome | None = None) -> 
     ("seen", "why"),
     [
         (result(DOWN, "0.1.0", "refused"), ""),
-        (result(DOWN, matrix.BACK, "refused"), ""),
+        (result(DOWN, table.BACK, "refused"), ""),
         (result(DOWN, TREE, "runs"), ""),
         (result(DOWN, "0.2.0", "refused"), "support never ends"),
         (result(DOWN, TREE, "refused"), "support never ends"),
-        (result(DOWN, matrix.ONWARD, "refused"), "support never ends"),
+        (result(DOWN, table.ONWARD, "refused"), "support never ends"),
         (result(DOWN, "0.2.0", "planned"), "by running it"),
         (result(DOWN, "0.2.0", "failed"), "decides nothing"),
-        (result(DOWN, matrix.ONWARD, "refused", "runs"), "decided otherwise"),
+        (result(DOWN, table.ONWARD, "refused", "runs"), "decided otherwise"),
     ],
 )
-def test_only_what_the_law_allows_is_decided(bench: matrix.Bench, seen: Result, why: str) -> None:
+def test_only_what_the_law_allows_is_decided(bench: table.Bench, seen: Result, why: str) -> None:
     found = matrix.unlawful(seen, bench)
     assert why in found
     assert bool(found) is bool(why)
@@ -152,7 +169,7 @@ def test_a_release_decides_its_row_and_its_column(made: Tree) -> None:
     said = Decided.read(made.root)
     assert list(matrix.problems(made.root)) == []
     mine = {check for row, check in said.names() if row.startswith(f"{made.release}/")}
-    assert mine >= {"0.1.0", made.release, TREE, matrix.SAVED_AGAIN, matrix.BACK, matrix.ONWARD}
+    assert mine >= {"0.1.0", made.release, TREE, table.SAVED_AGAIN, table.BACK, table.ONWARD}
     assert {said.get(row, made.release) for row in said.rows} == {"runs"}, "it restores whatever was written before"
     assert f"| {made.release} |" in matrix_view.readme_table(said)
 
@@ -162,7 +179,7 @@ def test_a_cell_that_is_gone_or_that_nobody_decided_is_told(ready: Tree, tmp_pat
     said = Decided.read(tree.root)
     del said.rows[DOWN][TREE]
     said.put("0.2.0/x86-64-none-gone", TREE, "runs")
-    said.write(tree.root, matrix.names(tree.root))
+    said.write(tree.root, table.names(tree.root))
     undecided, gone, readme = matrix.problems(tree.root)
     assert undecided.startswith(f"{DOWN}, tree: nobody has decided it; run `make matrix-extend`")
     assert gone.startswith("0.2.0/x86-64-none-gone, tree: it is decided, but its golden or wheel is gone; ")
@@ -197,7 +214,7 @@ SHOWN = Seen(
             "0.2.0/b", "0.1.0", "refused", tuple(f"reason {n}" for n in range(9)), [f"reason {n}" for n in range(9)]
         ),
         Result("0.2.0/b", TREE, "planned", ("no KVM here",), "runs"),
-        Result("0.2.0/b", matrix.ONWARD, "runs", (), None),
+        Result("0.2.0/b", table.ONWARD, "runs", (), None),
     ],
     ["0.2.0/b, onward: nobody has decided it"],
     1.5,
@@ -214,6 +231,19 @@ def test_a_terminal_gets_a_table_the_reasons_and_what_is_wrong() -> None:
     assert "  and 5 more: --json has all" in lines
     assert lines[-1] == "5 cells, 1 missing, 1 failed; 1 not run, only decoded, checked and planned; 2 s"
     assert "  0.1.0/a, tree: failed, decided is runs" in lines
+
+
+@pytest.mark.parametrize(
+    ("here", "code"), [(golden.HERE, 1), ("aarch64" if golden.HERE == "x86-64" else "x86-64", 0)], ids=["here", "other"]
+)
+def test_where_kvm_is_required_what_only_another_architecture_runs_is_enough_planned(
+    here: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned = Result(f"0.5.0/{here}-none-base", TREE, "planned", ("it cannot run here",), "runs")
+    monkeypatch.setattr(matrix, "look", lambda *_, **__: Seen([TREE], [planned], [], 0))
+    monkeypatch.setenv("SNAPKIT_REQUIRE", "lab,kvm")
+    assert matrix.main([]) == code
+    assert ("it cannot run here, and SNAPKIT_REQUIRE asks for it" in capsys.readouterr().err) is bool(code)
 
 
 def test_json_begins_with_the_counts() -> None:

@@ -44,7 +44,8 @@ def test_a_golden_is_carried_to_a_release_and_back_or_refused_by_what_it_uses(re
         refused = ()
     if refused:
         assert goes_down(release, target)
-        assert about.transport != "none" or target not in MAIN
+        lacking = about.architecture not in stored.architectures(release_named(target))
+        assert lacking or about.transport != "none" or target not in MAIN
         assert all(finding.component and finding.expected for finding in refused)
         return
     assert about.transport == "none" or target != "0.1.0"
@@ -55,9 +56,9 @@ def test_a_golden_is_carried_to_a_release_and_back_or_refused_by_what_it_uses(re
         assert image.preamble.release == release_named(target).written_as
         versions = {name.kind: schema_of(state).version for name, state in image.sections().states.items()}
         assert versions.items() <= dict(release_named(target).kinds).items()
-        (_gpa, length), *_ = image.memory.regions
+        (gpa, length), *_ = image.memory.regions
         assert image.memory.regions == before.memory.regions
-        assert image.memory.read(0, length) == before.memory.read(0, length)
+        assert image.memory.read(gpa, length) == before.memory.read(gpa, length)
     with prepare(str(there)) as prepared:
         assert prepared.steps
     if release not in MAIN:
@@ -89,7 +90,8 @@ def test_every_section_of_a_golden_goes_to_json_and_back_to_its_bytes(release, a
 @EVERY_GOLDEN
 def test_a_golden_is_equal_to_what_it_is_converted_to(release, about, tmp_path):
     path = golden.unpack(ROOT / golden.FOLDER / release, about, CACHE / "golden")
-    target = "0.1.0" if about.transport == "none" else "0.2.0"
+    holds = "0.1.0" if about.transport == "none" else "0.2.0"
+    target = holds if about.architecture == "x86-64" else "0.5.0"
     with Conversion.open(str(path), target) as conversion:
         conversion.write(str(tmp_path / "there.snap"))
     with Image.open(path) as before, Image.open(tmp_path / "there.snap") as after:

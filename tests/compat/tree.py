@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from snapkit.state.releases import render
-from tools import golden, matrix, matrix_view, release, stored, wheels
+from tools import golden, matrix_view, release, stored, table, wheels
 from tools.decided import Decided
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,9 +46,9 @@ class Tree:
         (root / release.RELEASES).write_bytes(render(entries))
         decided = Decided.read(root)
         for row, check in list(decided.names()):
-            if (row, check) not in matrix.names(root):
+            if (row, check) not in table.names(root):
                 del decided.rows[row][check]
-        decided.write(root, matrix.names(root))
+        decided.write(root, table.names(root))
         matrix_view.write_readme(root, decided)
         release._set_version(root, f"{newest.release}.dev0")
         heading = rf"^## {re.escape(newest.release)}, .*$"
@@ -107,7 +107,7 @@ class Tree:
     def refused(self) -> list[str]:
         """Ask for a release that must be refused, assert that it left everything alone, and return the reasons."""
         before = self.changed
-        done = self.run("tools.release", "--cache", str(CACHE / "wheels"))
+        done = self.run("tools.release", "--here", "--cache", str(CACHE / "wheels"))
         assert done.returncode == 1, (done.stdout, done.stderr)
         assert self.changed == before
         first, *reasons = done.stderr.splitlines()

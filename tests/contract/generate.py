@@ -6,12 +6,13 @@ kept short, but none is empty unless the shape's smallest value is asked for: ev
 
 from collections.abc import Iterator
 from random import Random
-from typing import Any
-
-from hypothesis import strategies as st
+from typing import TYPE_CHECKING, Any
 
 from snapkit.state.schema import State
 from snapkit.state.shape import Bool, Bytes, Choice, Fields, Int, Items, Maybe, Shape, Text, shape_of
+
+if TYPE_CHECKING:
+    from hypothesis import strategies as st  # which the lab's machines have not
 
 LONGEST_LIST = 6
 _ALPHABET = "aZ09-_ é€𝄞"
@@ -107,8 +108,10 @@ def instances(cls: type[State], *, seed: int = 1, count: int = 20) -> Iterator[S
         yield random_value(shape, rng)
 
 
-def strategy(shape: Shape) -> st.SearchStrategy[Any]:
+def strategy(shape: Shape) -> "st.SearchStrategy[Any]":
     """Return a Hypothesis strategy for *shape*; for a State class, give it ``shape_of(cls)``."""
+    from hypothesis import strategies as st
+
     match shape:
         case Int(minimum=low, maximum=high):
             return st.integers(low, high)

@@ -6,9 +6,8 @@
 
 #define LOOPS 30000                     /* some 60 ms where code is emulated */
 
-void guest_main(const struct hvm_start_info *info)
+void guest_main(void)
 {
-        (void)info;
         for (u32 count = 1;; count++) {
                 for (volatile u32 loop = 0; loop < LOOPS; loop++)
                         ;

@@ -155,7 +155,7 @@ static void work_balloon(void)
 
         for (u32 index = 0; index < PAGE_LEN; index++)
                 page[index] = index | 1;
-        page_number = (u32)page / PAGE_LEN;
+        page_number = address_of(page) / PAGE_LEN;
         for (u32 queue = 0; queue < 2; queue++)         /* inflate, deflate */
                 request(balloon, queue, &part, 1);
         for (u32 index = 0; index < PAGE_LEN; index++)
@@ -268,9 +268,8 @@ static void tell(u32 round)
         put_char('\n');
 }
 
-void guest_main(const struct hvm_start_info *info)
+void guest_main(void)
 {
-        (void)info;
         find_devices();
         set_up();
         for (u32 round = 1;; round++) {

@@ -9,12 +9,11 @@
 #endif
 #define ROUNDS_PER_LINE 10
 
-void guest_main(const struct hvm_start_info *info)
+void guest_main(void)
 {
         volatile u32 *words = (volatile u32 *)ADDRESS;
         volatile u16 *halves = (volatile u16 *)(ADDRESS + 4);
 
-        (void)info;
         for (u32 round = 1;; round++) {
                 *words = 0;
                 *words = 1;

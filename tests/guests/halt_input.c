@@ -16,11 +16,10 @@ INTERRUPT_HANDLER(serial)
         end_of_irq();
 }
 
-void guest_main(const struct hvm_start_info *info)
+void guest_main(void)
 {
         u32 taken = 0;
 
-        (void)info;
         load_idt();
         set_gate(PIC_VECTOR + COM1_IRQ, serial);
         setup_pic(1 << COM1_IRQ);

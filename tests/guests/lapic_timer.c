@@ -26,9 +26,8 @@ INTERRUPT_HANDLER(timer)
         *lapic(LAPIC_EOI) = 0;
 }
 
-void guest_main(const struct hvm_start_info *info)
+void guest_main(void)
 {
-        (void)info;
         load_idt();
         setup_pic(0);
         set_gate(TIMER_VECTOR, timer);

@@ -44,15 +44,15 @@ static void verify(void)
         }
 }
 
-void guest_main(const struct hvm_start_info *info)
+void guest_main(void)
 {
-        const struct hvm_memmap_entry *map = (const void *)info->memmap_paddr;
+        const struct hvm_memmap_entry *map = (const void *)start_info->memmap_paddr;
 
-        if (info->magic != START_INFO_MAGIC || info->version < 1) {
+        if (start_info->magic != START_INFO_MAGIC || start_info->version < 1) {
                 put_text("BAD start info\n");
                 halt();
         }
-        for (u32 index = 0; index < info->memmap_entries; index++) {
+        for (u32 index = 0; index < start_info->memmap_entries; index++) {
                 u32 base = map[index].base, length = map[index].length;
 
                 if (map[index].type != MEMMAP_RAM || map[index].base_high || map[index].length_high || length < 4)

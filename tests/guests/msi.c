@@ -36,11 +36,10 @@ static void tell(u32 vector, u32 number)
         put_char('\n');
 }
 
-void guest_main(const struct hvm_start_info *info)
+void guest_main(void)
 {
         u32 told_first = 0, told_second = 0;
 
-        (void)info;
         load_idt();
         setup_pic(0);
         set_gate(FIRST_VECTOR, first_message);

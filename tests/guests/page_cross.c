@@ -11,11 +11,10 @@
 #define STORES_PER_LINE 500
 #endif
 
-void guest_main(const struct hvm_start_info *info)
+void guest_main(void)
 {
         u32 value = 0;
 
-        (void)info;
         for (;;) {
                 for (u32 store = 0; store < STORES_PER_LINE; store++)
                         *(volatile u32 *)ADDRESS = ++value;

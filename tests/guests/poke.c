@@ -25,8 +25,6 @@
  */
 #include "rt.h"
 
-typedef unsigned long long u64;
-
 #define LAPIC_TPR 0x80
 #define LAPIC_EOI 0xb0
 #define LAPIC_SVR 0xf0
@@ -415,9 +413,8 @@ static void execute(void)
                 put_text("what");
 }
 
-void guest_main(const struct hvm_start_info *info)
+void guest_main(void)
 {
-        (void)info;
         load_idt();
         for (u32 index = 0; index < VECTORS; index++)
                 set_gate(FIRST_VECTOR + index, (void (*)(void))(stubs + index * STUB_LEN));

@@ -77,11 +77,10 @@ static void start_others(void)
         send_ipi(ICR_STARTUP_OTHERS | TRAMPOLINE >> 12);
 }
 
-void guest_main(const struct hvm_start_info *info)
+void guest_main(void)
 {
         u32 self = *lapic(LAPIC_ID) >> 24;
 
-        (void)info;
         started[self] = 1;
         start_others();
         for (u32 line = 1;; line++) {

@@ -25,11 +25,10 @@ static void receive(u8 *bytes, u32 count)
         __asm__ volatile("rep insb" : "+D"(bytes), "+c"(count) : "d"(IN_PORT) : "memory");
 }
 
-void guest_main(const struct hvm_start_info *info)
+void guest_main(void)
 {
         u32 done = 0;
 
-        (void)info;
         for (u32 block = 1;; block++) {
                 /* Every fourth block fills exactly one page; the others start anywhere and cross into the next one. */
                 u32 whole = block % 4 == 0;

@@ -1,5 +1,6 @@
 import itertools
 import os
+import platform
 import re
 import struct
 import subprocess
@@ -9,13 +10,20 @@ import pytest
 from snapkit import guests
 from snapkit.errors import ConfigError
 from snapkit.guests import build, expected
+from snapkit.guests.build import AARCH64, TARGETS, X86_64, Target
 from tests.guests.build import NAMES, guest
 
 MIB = 1 << 20
 PT_LOAD, PT_NOTE = 1, 4
-EM_386 = 3
+EM_386, EM_AARCH64 = 3, 183
 XEN_ELFNOTE_PHYS32_ENTRY = 18
-DEMO = guests.path("demo.elf")
+DEMO = guests.path("demo.elf", X86_64.name)
+AARCH64_RAM, AARCH64_END = (
+    0x8000_0000,
+    0x801E_F000,
+)  # of a machine of 2 MiB, below the device tree and the generation id
+ALL = [(target, name) for target, names in NAMES.items() for name in names]
+each_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 # What KVM's emulator lacks in protected mode, what a golden guest must not read, and what an i386 does not have.
 FORBIDDEN = re.compile(r"\t(iret\w*|int|int3|into|rdtsc\w*|rdmsr|cpuid|cmov\w*|sys\w+|f[a-z]+)\b|[xyz]mm\d|%mm\d")
 
@@ -28,9 +36,13 @@ def program_headers(image: bytes) -> list[tuple[int, int, int, int, int]]:
     return [(row[0], row[1], row[3], row[4], row[5]) for row in rows]
 
 
-def assert_is_a_guest(path: str) -> None:
+def assert_is_a_guest(path: str, target: Target) -> None:
     with open(path, "rb") as file:
         image = file.read()
+    {X86_64: assert_enters_by_a_note, AARCH64: assert_is_loaded_at_the_start_of_ram}[target](image)
+
+
+def assert_enters_by_a_note(image: bytes) -> None:
     assert image[:5] == b"\x7fELF\x01"
     assert struct.unpack_from("<H", image, 18) == (EM_386,)
     headers = program_headers(image)
@@ -46,36 +58,52 @@ def assert_is_a_guest(path: str) -> None:
     assert begin <= entry < begin + loaded[3]
 
 
+def assert_is_loaded_at_the_start_of_ram(image: bytes) -> None:
+    assert image[:5] == b"\x7fELF\x02"
+    machine, _version, entry, first = struct.unpack_from("<HIQQ", image, 18)
+    assert (machine, struct.unpack_from("<H", image, 56)) == (EM_AARCH64, (1,))
+    kind, _flags, _offset, _virtual, begin, in_file, in_memory = struct.unpack_from("<IIQQQQQ", image, first)
+    assert (kind, begin) == (PT_LOAD, AARCH64_RAM)
+    assert begin <= entry < begin + in_file
+    assert begin + in_memory <= AARCH64_END
+
+
 def disassembly(path: str) -> str:
     words = ["objdump", "-d", "--no-show-raw-insn", path]
     return subprocess.run(words, capture_output=True, text=True, check=True, timeout=30).stdout
 
 
-def test_the_committed_binary_and_its_sources_are_the_recorded_ones():
-    assert build.stale_files() == []
-    assert build.recorded()["bytes"] == os.path.getsize(DEMO)
-    assert build.recorded()["command"] == build.command("demo.c", build.BINARY)
+@each_target
+def test_the_committed_binary_and_its_sources_are_the_recorded_ones(target):
+    assert build.stale_files(target) == []
+    record = build.recorded(target)
+    assert record["bytes"] == os.path.getsize(guests.path("demo.elf", target.name))
+    assert record["command"] == build.command("demo.c", f"{target.name}/{build.BINARY}", target=target)
 
 
-def test_rebuilding_the_demo_guest_gives_the_committed_bytes(capsys):
-    if reason := build.comparable():
+@each_target
+def test_rebuilding_the_demo_guest_gives_the_committed_bytes(capsys, target):
+    if reason := build.comparable(target):
         pytest.skip(reason)
-    assert build.main(["--check"]) == 0
+    assert build.main(["--check", target.name]) == 0
     assert capsys.readouterr().out == ""
 
 
 def test_a_binary_older_than_its_source_is_named(monkeypatch):
-    record = build.recorded()
-    monkeypatch.setattr(build, "recorded", lambda: {**record, "sources": {"rt.h": "0" * 64}})
-    assert build.stale_files() == ["demo.c", "start.S", "rt.h", "guest.lds"]
-    monkeypatch.setattr(build, "recorded", lambda: {**record, "sha256": "0" * 64})
-    assert build.stale_files() == ["demo.elf"]
+    records = {target: build.recorded(target) for target in TARGETS.values()}
+    changed = {**records, X86_64: {**records[X86_64], "sources": {"x86_64/rt.h": "0" * 64}}}
+    monkeypatch.setattr(build, "recorded", changed.get)
+    assert build.stale_files() == ["demo.c", "text.h", "x86_64/start.S", "x86_64/rt.h", "x86_64/guest.lds"]
+    changed = {**records, AARCH64: {**records[AARCH64], "sha256": "0" * 64}}
+    monkeypatch.setattr(build, "recorded", changed.get)
+    assert build.stale_files() == ["aarch64/demo.elf"]
+    assert build.stale_files(X86_64) == []
 
 
 def test_a_check_where_the_recorded_compiler_is_not_says_so(monkeypatch, capsys):
     record = build.recorded()
-    monkeypatch.setattr(build, "missing_toolchain", lambda: "")
-    monkeypatch.setattr(build, "toolchain", lambda: ("other 1", "other 2"))
+    monkeypatch.setattr(build, "missing_toolchain", lambda _target: "")
+    monkeypatch.setattr(build, "toolchain", lambda _target: ("other 1", "other 2"))
     assert build.main(["--check"]) == ConfigError.exit_code
     message = capsys.readouterr().err
     assert str(record["compiler"]) in message
@@ -91,17 +119,19 @@ def test_a_source_that_does_not_compile_is_a_config_error_with_the_compilers_wor
         build.compile_guest(str(source), str(tmp_path / "broken.elf"))
 
 
-def test_the_demo_guest_enters_by_a_note_and_ends_below_2_mib():
-    assert_is_a_guest(DEMO)
-    assert os.path.getsize(DEMO) < 4096
+@each_target
+def test_the_demo_guest_is_small_and_what_the_loader_takes(target):
+    path = guests.path("demo.elf", target.name)
+    assert_is_a_guest(path, target)
+    assert os.path.getsize(path) < 2 * 4096
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_guest_enters_by_a_note_and_ends_below_2_mib(name):
-    assert_is_a_guest(guest(name))
+@pytest.mark.parametrize(("target", "name"), ALL, ids=lambda value: getattr(value, "name", value))
+def test_every_guest_is_what_the_loader_takes_and_fits_into_2_mib(target, name):
+    assert_is_a_guest(guest(name, target=target), target)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "smp"])  # smp holds 16-bit code too
+@pytest.mark.parametrize("name", [name for name in NAMES[X86_64] if name != "smp"])  # smp holds 16-bit code too
 def test_no_guest_holds_an_instruction_that_the_emulator_lacks(name):
     listing = disassembly(guest(name))
     assert "\tlgdt" in listing
@@ -118,6 +148,7 @@ def test_a_guest_is_built_once_and_again_for_other_defines():
 
 def test_path_knows_the_demo_guest_and_refuses_what_is_not_there():
     assert os.path.isabs(DEMO)
+    assert guests.path("demo.elf") == guests.path("demo.elf", platform.machine())
     for name in ("absent.elf", "../errors.py", "", "."):
         with pytest.raises(ConfigError, match="no guest file"):
             guests.path(name)

@@ -5,11 +5,10 @@
  */
 #include "rt.h"
 
-void guest_main(const struct hvm_start_info *info)
+void guest_main(void)
 {
         static const u8 empty[6];
 
-        (void)info;
         put_text("triple fault\n");
         __asm__ volatile("lidt %0; ud2" : : "m"(empty));
         put_text("still here\n");

@@ -3,11 +3,13 @@
  * requests on their queues. One translation unit includes it, behind rt.h.
  *
  * Documents: VIRTIO 1.3, sections 2.7 (split virtqueues), 4.1 (PCI), 4.2 (MMIO); PCI Local Bus Specification 3.0, chapter 6
- * (configuration space, MSI-X); Intel 82093AA (IOAPIC); Intel SDM volume 3, "Local APIC".
+ * (configuration space, MSI-X).
  *
- * Over PCI, BAR 0 of a new device lies above 4 GiB, where 32-bit code does not reach: it is moved, with decoding off, into
- * the 32-bit window. Each queue gets an MSI-X entry of its own. Over MMIO each device has a level-triggered line to the
- * IOAPIC; which pin that is shows when it first interrupts, so no other may interrupt at that time.
+ * Over PCI, BAR 0 of a new device lies above 4 GiB, where the guest does not reach: it is moved, with decoding off, into
+ * the 32-bit window. Each queue gets an MSI-X entry of its own. Over MMIO each device has a level-triggered line; which
+ * pin of the interrupt controller that is shows when it first interrupts, so no other may interrupt at that time.
+ *
+ * What differs between architectures is in a header of each: where things are, configuration space, interrupts.
  *
  * Surprise: where KVM emulates every instruction, it delivers a level-triggered interrupt a second time although the line
  * went low before the end of interrupt. A handler has to bear that anyway.
@@ -15,8 +17,6 @@
 #ifndef SNAPKIT_GUESTS_VIRTIO_H
 #define SNAPKIT_GUESTS_VIRTIO_H
 
-#define PCI_ADDRESS 0xcf8
-#define PCI_DATA 0xcfc
 #define PCI_COMMAND 0x04
 #define PCI_BAR0 0x10
 #define PCI_CAPABILITIES 0x34
@@ -26,7 +26,6 @@
 #define PCI_SLOTS 32
 #define VIRTIO_VENDOR 0x1af4
 #define VIRTIO_DEVICE_BASE 0x1040
-#define BAR_WINDOW 0xc0000000u
 #define BAR_LEN 0x80000
 
 #define COMMON_FEATURE_SELECT 0x00
@@ -42,7 +41,6 @@
 #define COMMON_QUEUE_NOTIFY_OFF 0x1e
 #define COMMON_QUEUE_RINGS 0x20
 
-#define MMIO_SLOTS_END 0xeec00000u      /* the first slot ends here, the others lie below it */
 #define MMIO_SLOT_LEN 0x1000
 #define MMIO_MAGIC 0x74726976           /* "virt" */
 #define MMIO_DEVICE_ID 0x008
@@ -75,29 +73,13 @@
 #define TYPE_BALLOON 5
 #define TYPE_VSOCK 19
 
-#define IOAPIC_SELECT ((volatile u32 *)0xfec00000u)
-#define IOAPIC_WINDOW ((volatile u32 *)0xfec00010u)
-#define IOAPIC_LEVEL (1 << 15)
-#define IOAPIC_MASKED (1 << 16)
-#define LAPIC_EOI 0xb0
-#define LAPIC_SVR 0xf0
-#define LAPIC_ENABLE (1 << 8)
-#define SPURIOUS_VECTOR 0xff
-#define MSI_ADDRESS 0xfee00000u         /* fixed delivery to the APIC with id 0 */
-#define GENERATION_PIN 5                /* of the VM generation id, an edge; devices have those behind it */
-#define PINS 24
-#define FIRST_VECTOR 0x40               /* MMIO: and the pin. PCI: and 8 times the device's number and the MSI-X entry */
-#define VECTORS 0x40
-#define GENERATION_VECTOR 0x38
-
 #define DEVICES 8
 #define QUEUES 5
+#define ENTRIES 8                       /* of MSI-X, at most */
 #define QUEUE_LEN 8
 #define DESC_NEXT 1
 #define DESC_WRITE 2
 #define DESC_INDIRECT 4
-
-typedef unsigned long long u64;
 
 struct desc {
         u64 address;
@@ -135,27 +117,19 @@ static u32 device_count, on_pci;
 static volatile u32 generations;
 
 static void fail(const char *what) __attribute__((noreturn));
+static void take_message(u32 index);
+static void take_line(u32 pin);
+
+/* Guests lie below 4 GiB. */
+static inline u32 address_of(const volatile void *at) { return (unsigned long)at; }
+
+#ifdef __aarch64__
+#include "virtio_aarch64.h"
+#else
+#include "virtio_x86_64.h"
+#endif
 
 /* Registers. */
-
-static inline volatile u8 *at8(u32 address) { return (volatile u8 *)address; }
-static inline volatile u16 *at16(u32 address) { return (volatile u16 *)address; }
-static inline volatile u32 *at32(u32 address) { return (volatile u32 *)address; }
-
-static u32 config_read(u32 slot, u32 offset)
-{
-        u32 value;
-
-        __asm__ volatile("outl %0, %w1" : : "a"(1u << 31 | slot << 11 | offset), "d"(PCI_ADDRESS));
-        __asm__ volatile("inl %w1, %0" : "=a"(value) : "d"(PCI_DATA));
-        return value;
-}
-
-static void config_write(u32 slot, u32 offset, u32 value)
-{
-        __asm__ volatile("outl %0, %w1" : : "a"(1u << 31 | slot << 11 | offset), "d"(PCI_ADDRESS));
-        __asm__ volatile("outl %0, %w1" : : "a"(value), "d"(PCI_DATA));
-}
 
 static u32 status(const struct device *device)
 {
@@ -184,56 +158,25 @@ static void accept(const struct device *device, u32 word, u32 wanted)
         *at32(device->base + accepted) = wanted;
 }
 
-/* Interrupts. One stub for each vector: its number, then the common part, which hands it to the body. */
+/* Interrupts, as the machine's handler tells of them. */
 
-__asm__(".text; .balign 16; stubs:"
-        ".set vector, 0x38; .rept 0x48; .balign 16; .byte 0x68; .long vector; jmp common; .set vector, vector + 1; .endr;"
-        "common: pushl %eax; pushl %ecx; pushl %edx; cld; pushl 12(%esp); call interrupted; addl $4, %esp;"
-        "popl %edx; popl %ecx; popl %eax; addl $4, %esp;" RETURN_FROM_INTERRUPT);
-extern char stubs[];
-#define STUB_LEN 16
-
-static __attribute__((used)) void interrupted(u32 vector)
+static void take_message(u32 index)
 {
-        if (vector == GENERATION_VECTOR) {
-                generations++;
-        } else if (on_pci) {
-                devices[(vector - FIRST_VECTOR) / 8].interrupts++;
-        } else {
-                for (u32 index = 0; index < device_count; index++) {
-                        u32 causes = *at32(devices[index].base + MMIO_INTERRUPT_STATUS);
+        devices[index].interrupts++;
+}
 
-                        if (!causes || devices[index].masked)
-                                continue;
-                        *at32(devices[index].base + MMIO_INTERRUPT_ACK) = causes;
-                        if (!devices[index].pin)
-                                devices[index].pin = vector - FIRST_VECTOR;
-                        devices[index].interrupts++;
-                }
+static void take_line(u32 pin)
+{
+        for (u32 index = 0; index < device_count; index++) {
+                u32 causes = *at32(devices[index].base + MMIO_INTERRUPT_STATUS);
+
+                if (!causes || devices[index].masked)
+                        continue;
+                *at32(devices[index].base + MMIO_INTERRUPT_ACK) = causes;
+                if (!devices[index].pin)
+                        devices[index].pin = pin;
+                devices[index].interrupts++;
         }
-        *lapic(LAPIC_EOI) = 0;
-}
-
-static void set_pin(u32 pin, u32 low)
-{
-        *IOAPIC_SELECT = 0x10 + 2 * pin + 1;
-        *IOAPIC_WINDOW = 0;             /* to the APIC with id 0 */
-        *IOAPIC_SELECT = 0x10 + 2 * pin;
-        *IOAPIC_WINDOW = low;
-}
-
-static void setup_interrupts(void)
-{
-        load_idt();
-        setup_pic(0);
-        for (u32 vector = GENERATION_VECTOR; vector < FIRST_VECTOR + VECTORS; vector++)
-                set_gate(vector, (void (*)(void))(stubs + (vector - GENERATION_VECTOR) * STUB_LEN));
-        set_gate(SPURIOUS_VECTOR, ignore_interrupt);
-        *lapic(LAPIC_SVR) = LAPIC_ENABLE | SPURIOUS_VECTOR;
-        set_pin(GENERATION_PIN, GENERATION_VECTOR);
-        for (u32 pin = GENERATION_PIN + 1; !on_pci && pin < PINS; pin++)
-                set_pin(pin, IOAPIC_LEVEL | (FIRST_VECTOR + pin));
-        enable_interrupts();
 }
 
 /* Hold back the interrupts of a device's queue: the entry is masked, or the pin, all queues' then. */
@@ -243,7 +186,7 @@ static void mask(struct device *device, u32 queue, u32 masked)
         if (on_pci)
                 *at32(device->base + device->table + 16 * (queue + 1) + 12) = masked;
         else
-                set_pin(device->pin, IOAPIC_LEVEL | (FIRST_VECTOR + device->pin) | (masked ? IOAPIC_MASKED : 0));
+                mask_line(device->pin, masked);
 }
 
 /* Whether an interrupt of the queue waits in the device. */
@@ -337,7 +280,7 @@ static struct device *find(u32 type)
 static u32 setup_queue(struct device *device, u32 queue)
 {
         volatile struct ring *ring = &device->ring[queue];
-        const u32 areas[] = { (u32)ring->desc, (u32)&ring->avail, (u32)&ring->used };
+        const u32 areas[] = { address_of(ring->desc), address_of(&ring->avail), address_of(&ring->used) };
         u32 common = device->base + device->common;
 
         if (on_pci) {
@@ -374,12 +317,12 @@ static void setup_msix(struct device *device)
 {
         u32 entries = (config_read(device->slot, device->msix) >> 16 & 0x7ff) + 1;
 
-        for (u32 entry = 0; entry < entries && entry < 8; entry++) {
+        for (u32 entry = 0; entry < entries && entry < ENTRIES; entry++) {
                 u32 at = device->base + device->table + 16 * entry;
 
-                *at32(at) = MSI_ADDRESS;
+                *at32(at) = message_address();
                 *at32(at + 4) = 0;
-                *at32(at + 8) = FIRST_VECTOR + 8 * (device - devices) + entry;
+                *at32(at + 8) = message_data(device, entry);
                 *at32(at + 12) = 0;
         }
         config_write(device->slot, device->msix, 1u << 31);     /* MSI-X on, no function mask */
@@ -428,13 +371,13 @@ static void offer(struct device *device, u32 queue, const struct part *parts, u3
                 u16 number = indirect ? index : (head + index) % QUEUE_LEN;
                 u16 flags = (parts[index].writable ? DESC_WRITE : 0) | (index + 1 < count ? DESC_NEXT : 0);
 
-                table[number].address = (u32)parts[index].at;
+                table[number].address = address_of(parts[index].at);
                 table[number].length = parts[index].length;
                 table[number].flags = flags;
                 table[number].next = (number + 1) % QUEUE_LEN;
         }
         if (indirect) {
-                ring->desc[0].address = (u32)table;
+                ring->desc[0].address = address_of(table);
                 ring->desc[0].length = count * sizeof(struct desc);
                 ring->desc[0].flags = DESC_INDIRECT;
         } else {
@@ -442,7 +385,7 @@ static void offer(struct device *device, u32 queue, const struct part *parts, u3
         }
         ring->avail.ring[ring->avail.index % QUEUE_LEN] = head;
         ring->avail.used_event = ring->seen;
-        __asm__ volatile("" : : : "memory");
+        ordered();
         ring->avail.index++;
 }
 
@@ -450,6 +393,7 @@ static void kick(const struct device *device, u32 queue)
 {
         u32 doorbell = device->base + device->ring[queue].notify;
 
+        ordered();
         if (on_pci)
                 *at16(doorbell) = queue;
         else
@@ -466,6 +410,7 @@ static u32 take(struct device *device, u32 queue)
 {
         volatile struct ring *ring = &device->ring[queue];
 
+        ordered();
         return ring->used.ring[ring->seen++ % QUEUE_LEN].length;
 }
 

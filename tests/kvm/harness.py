@@ -11,25 +11,28 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pytest
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from snapkit import guests, host, host_memory
+from snapkit.errors import SnapkitError
 from snapkit.restore.pipeline import Timeline, run_steps
 from snapkit.restore.restore import prepare
 from snapkit.restore.save import save_snapshot
 from snapkit.restore.target import Target
 from snapkit.state.schema import SectionId
 from snapkit.units import MIB, Hva
-from snapkit.vmm.arch.x86_64.clock import ClockPolicy
-from snapkit.vmm.arch.x86_64.platform import Vcpu
+from snapkit.vmm.arch import ClockPolicy
+from snapkit.vmm.arch.x86_64.vcpu import X86Vcpu
 from snapkit.vmm.backends.console import Console
 from snapkit.vmm.loop import Loop
 from snapkit.vmm.machine import BootConfig, Machine
 from snapkit.vmm.parts.fresh import Asked, Transport
 from snapkit.vmm.run_state import RunState
+from snapkit.vmm.vcpu import VcpuThread
 from snapkit.vmm.vm import Vm
+
+if TYPE_CHECKING:
+    import pytest  # not there inside of the lab's outer machine
 
 PATIENCE_S = 60.0
 DEMO = guests.path("demo.elf")
@@ -40,6 +43,8 @@ def need_kvm() -> None:
     """Skip, naming what is missing, or fail where SNAPKIT_REQUIRE says that it must be there."""
     if os.access(KVM, os.R_OK | os.W_OK):
         return
+    import pytest
+
     reason = f"{KVM} is missing or may not be opened"
     if "kvm" in os.environ.get("SNAPKIT_REQUIRE", "").split(","):
         pytest.fail(f"{reason}, and SNAPKIT_REQUIRE asks for it")
@@ -84,6 +89,13 @@ class Tape(Console):
         return bytes(self.sent).decode()
 
 
+class X86(NamedTuple):
+    """A vCPU as it is on this architecture."""
+
+    thread: VcpuThread
+    state: X86Vcpu
+
+
 @dataclass
 class Rig:
     """A machine with its tape and loop."""
@@ -97,8 +109,8 @@ class Rig:
         return self.machine._need_vm()
 
     @property
-    def vcpus(self) -> list[Vcpu]:
-        return list(self.machine._vcpus.values())
+    def vcpus(self) -> list[X86]:
+        return cast("list[X86]", list(self.machine._vcpus.values()))
 
     def run(self) -> "Rig":
         self.machine.resume()
@@ -195,7 +207,7 @@ class Census:
     process is kept from a fork, the mappings that are (VmFlags ``dc`` in /proc/self/smaps) are counted, unrecorded.
     """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    def __init__(self, monkeypatch: "pytest.MonkeyPatch", folder: str) -> None:
         self._folder = folder
         self._mapped: dict[int, int] = {}
         real_mmap, real_munmap = host_memory.mmap, host_memory.munmap
@@ -279,9 +291,10 @@ def _count_kept_from_forks() -> int:
         return sum(line.startswith("VmFlags") and " dc" in line and " io" not in line for line in file)
 
 
-def spoiled(
-    at: int, *, forever: bool = False, errno: int = 5
-) -> tuple[Callable[[str, tuple[object, ...]], None], list[str]]:
+Hook = Callable[[str, tuple[object, ...]], None]
+
+
+def spoiled(at: int, *, forever: bool = False, errno: int = 5) -> tuple[Hook, list[str]]:
     """Return a fault hook that fails call number *at* (and with *forever* all that follow), and the calls it saw."""
     seen: list[str] = []
 
@@ -291,3 +304,56 @@ def spoiled(
             raise OSError(errno, "injected")
 
     return hook, seen
+
+
+def spoiled_on_this_thread(at: int) -> tuple[Hook, list[str]]:
+    """As `spoiled`, but the guest, which runs at the end, does what it does unharmed and uncounted."""
+    hook, seen = spoiled(at)
+    this = threading.get_ident()
+
+    def on_this_thread(call: str, arguments: tuple[object, ...]) -> None:
+        if threading.get_ident() == this:
+            hook(call, arguments)
+
+    return on_this_thread, seen
+
+
+EIO = re.compile("EIO|Input/output error")
+"""What the error of a call says that `spoiled` has failed."""
+
+
+def restore_once(path: str, *, verify_memory: bool = False) -> Machine:
+    """Restore for good, the way that the command line does: only `Prepared` and the steps clean up."""
+    with Loop() as loop:
+        machine = Machine(loop, Tape(), verify_memory=verify_memory)
+        with prepare(path) as prepared:
+            prepared.run(machine)
+        return machine
+
+
+def boot_once(config: BootConfig) -> Machine:
+    """Boot for good: nothing here cleans up."""
+    with Loop() as loop:
+        return Machine.boot(config, loop, Tape())
+
+
+def fails_at(at: int, make: Callable[[], Machine], census: Census) -> bool:
+    """Have *make* make a machine while its system call *at* fails; False where it has not so many.
+
+    Asserts that the failure is told, and that nothing is left behind, of a success neither.
+    """
+    hook, seen = spoiled_on_this_thread(at)
+    machine, told = None, ""
+    with host.inject(hook):
+        try:
+            machine = make()
+        except SnapkitError as error:
+            told = str(error)
+    if machine is not None:
+        machine.close()
+    failed = seen[at : at + 1]
+    if failed:
+        assert machine is None, f"{failed} failed and nobody noticed"
+        assert EIO.search(told), told
+    census.check(failed)
+    return bool(failed)

@@ -56,6 +56,11 @@ def unknown_msr(states: States) -> None:
         cpu.msrs.append(Msr(index=NO_MSR, data=0))
 
 
+def misaligned_sse(states: States) -> None:
+    for cpu in cpus(states):
+        cpu.xsave = cpu.xsave[:26] + bytes([cpu.xsave[26] | 2]) + cpu.xsave[27:]  # MXCSR.MM
+
+
 def slower(states: States) -> None:
     for part in (states[MACHINE], *cpus(states)):
         part.tsc_khz = part.tsc_khz * 9 // 10
@@ -110,6 +115,16 @@ def test_a_file_with_an_msr_that_kvm_does_not_keep_is_refused_by_its_number_and_
     assert refused.returncode == 4, refused
     assert f"is {NO_MSR:#x}, must be one that this host's KVM keeps" in refused.stderr
     assert restore(file, "--force", "msrs").returncode == 0
+
+
+def test_a_file_in_misaligned_sse_mode_runs_on_a_host_that_has_it_and_is_refused_by_any_other(real, tmp_path):
+    file = changed(real, tmp_path / "m.snap", misaligned_sse)
+    done = restore(file)
+    if live().cpu_vendor in {"AuthenticAMD", "HygonGenuine"}:
+        assert done.returncode == 0, done
+    else:
+        assert done.returncode == 4, done
+        assert "with MXCSR.MM, must be without" in done.stderr
 
 
 @pytest.mark.parametrize("rate", [slower, faster], ids=lambda rate: rate.__name__)

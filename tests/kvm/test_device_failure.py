@@ -8,8 +8,7 @@ import errno
 import fcntl
 import os
 import re
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,16 +29,14 @@ from snapkit.vmm.parts.fresh import Asked, Transport
 from snapkit.vmm.run_state import RunState
 from tests.guests.build import guest
 from tests.guests.device_lines import device_sums
-from tests.kvm.harness import Rig, Tape, booted, restored, spoiled
+from tests.kvm.harness import EIO, Hook, Rig, Tape, booted, restored, spoiled, spoiled_on_this_thread
 from tests.kvm.taps import free_taps, own_taps
 
-Hook = Callable[[str, tuple[object, ...]], None]
 CALLS_MAX = 600
 MEMORY = 4 * MIB
 STEP = 5
 SEED = 20
 TAP = "tap0"
-EIO = re.compile("EIO|Input/output error")
 SLICES = [pytest.param(False, id="slice"), pytest.param(True, id="every-call", marks=pytest.mark.soak)]
 
 
@@ -131,18 +128,6 @@ def file(snapshots, transport: Transport, tmp_path_factory: pytest.TempPathFacto
             snapshots[transport] = str(kept.folder / "m.snap"), rig.tape.text
     os.link(snapshots[transport][0], tmp_path / "m.snap")
     return str(tmp_path / "m.snap")
-
-
-def spoiled_on_this_thread(at: int) -> tuple[Hook, list[str]]:
-    """As `spoiled`, but the guest, which runs at the end, does what it does unharmed and uncounted."""
-    hook, seen = spoiled(at)
-    this = threading.get_ident()
-
-    def on_this_thread(call: str, arguments: tuple[object, ...]) -> None:
-        if threading.get_ident() == this:
-            hook(call, arguments)
-
-    return on_this_thread, seen
 
 
 BOOT_TOLERATED = re.compile(r"unlink\(")

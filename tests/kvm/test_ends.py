@@ -140,7 +140,9 @@ def test_a_timeline_tells_steps_stages_and_memory_as_far_as_the_machine_got(tmp_
     first, later = done["observed"]
     assert (first["when"], later["when"]) == ("resume", "a second later")
     assert first["at_us"] <= later["at_us"] > 1_000_000  # both by a clock that runs since before the restore
-    assert 0 < first["own_pages"] <= first["resident_pages"] <= later["resident_pages"] <= later["ram_pages"] == 512
+    # the first look may come before the guest's first write
+    assert first["own_pages"] <= first["resident_pages"] <= later["resident_pages"] <= later["ram_pages"] == 512
+    assert first["own_pages"] <= later["own_pages"] > 0
     assert 0 < first["minor_faults"] <= later["minor_faults"]
     short = json.loads(finished(*words, "--timeout", "0.3").stdout)
     assert [row["when"] for row in short["observed"]] in ([], ["resume"])  # a slow host does not come so far

@@ -18,7 +18,7 @@ MACHINES = [("demo", 1), ("demo", 2), ("smp", 1), ("smp", 2), ("lapic_timer", 1)
 
 def tsc_khz(rig: Rig) -> int:
     first = rig.vcpus[0]
-    return first.thread.call(first.state._fd.get_tsc_khz)
+    return first.thread.call(first.state.fd.get_tsc_khz)
 
 
 def passed(since_ns: int, khz: int) -> Elapsed:

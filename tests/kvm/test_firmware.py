@@ -10,7 +10,7 @@ def test_jumping_to_the_reset_entry_in_real_mode_resets_the_machine():
         (vcpu,) = rig.vcpus
 
         def enter_real_mode():
-            fd = vcpu.state._fd
+            fd = vcpu.state.fd
             sregs, regs = fd.get_sregs(), fd.get_regs()
             sregs.cr0 &= ~1
             sregs.cs.base, sregs.cs.selector, sregs.cs.limit, sregs.cs.db, sregs.cs.g = 0xFFFF0, 0xFFFF, 0xFFFF, 0, 0

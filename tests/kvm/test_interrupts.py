@@ -11,6 +11,7 @@ from snapkit.state.interrupt_table import RouteState
 from snapkit.vmm.interrupt_table import InterruptTable
 from snapkit.vmm.kvm import abi
 from snapkit.vmm.kvm.system import Kvm
+from snapkit.vmm.kvm.vm_x86 import X86VmFd
 from tests.guests.build import guest
 from tests.kvm.harness import PATIENCE_S, booted
 
@@ -24,7 +25,7 @@ class Apic:
     """A VM with interrupt controllers and one vCPU that never runs: what is delivered stays in its APIC's IRR."""
 
     def __init__(self, kvm):
-        self.vm = kvm.create_vm()
+        self.vm = kvm.create_vm(X86VmFd)
         self.vm.create_irqchip()
         self.vcpu = self.vm.create_vcpu(0)
         self._clear()

@@ -9,6 +9,7 @@ from snapkit.errors import HostError
 from snapkit.state.vcpu_x86_64 import VcpuState
 from snapkit.vmm.arch.x86_64.vcpu import VcpuArgs, X86Vcpu
 from snapkit.vmm.kvm.system import Kvm
+from snapkit.vmm.kvm.vm_x86 import X86VmFd
 from snapkit.vmm.vm import Vm
 from tests.restore.broken import CASES, VCPU0, VCPU1, good
 from tests.restore.broken import vcpus as broken_vcpus
@@ -43,10 +44,11 @@ REFUSED = {
 @pytest.fixture
 def vcpu() -> Iterator[VcpuArgs]:
     with Kvm() as kvm:
-        vm = Vm(kvm)
+        vm_fd = kvm.create_vm(X86VmFd)
+        vm = Vm(kvm, vm_fd, lines=24)
         try:
-            vm.fd.create_irqchip()
-            fd = vm.fd.create_vcpu(0)
+            vm_fd.create_irqchip()
+            fd = vm_fd.create_vcpu(0)
             yield VcpuArgs(fd, vm, baseline=False)
             fd.close()
         finally:

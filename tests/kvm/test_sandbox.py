@@ -251,7 +251,7 @@ def test_a_machine_saved_in_a_sandbox_is_restored_equal(folder, transport):
         before = image.sections().states
     start_ns = host.monotonic_ns()
     with restored(path, before="activate") as rig:
-        khz = rig.vcpus[0].thread.call(rig.vcpus[0].state._fd.get_tsc_khz)
+        khz = rig.vcpus[0].thread.call(rig.vcpus[0].state.fd.get_tsc_khz)
         rig.machine.run_state = RunState.PAUSED  # nothing was activated; only `save` looks at this
         after = rig.machine.save()
         assert differences(before, after, elapsed(host.monotonic_ns() - start_ns, tsc_khz=khz)) == []

@@ -6,7 +6,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import guest, packages
+from tests.lab.architecture import AARCH64, ARCHITECTURES, X86_64, Architecture
+from tests.lab.kernels import Kernel, kernel
 from tests.lab.outer import Outer, OuterDiedError
+from tests.lab.root import root
+from tests.lab.stage import Stage
 
 OUTER_DIED = 75
 """Exit code of a run whose outer machine died: `make` says so and runs the lab again, at most twice."""
@@ -36,16 +40,28 @@ def _lacking(reason: str) -> None:
     pytest.skip(text)
 
 
-@pytest.fixture(scope="session")
-def kernels() -> tuple[packages.Kernel, packages.Kernel]:
-    """Give the outer machine's kernel and the guest's."""
-    if lacking := packages.missing_tools():
+def _kernels(architecture: Architecture) -> tuple[Kernel, Kernel]:
+    if lacking := packages.missing_tools(architecture):
         _lacking(", ".join(lacking))
     try:
-        return packages.kernel(packages.GENERIC), packages.kernel(packages.CLOUD)
+        if not architecture.is_host:
+            root(architecture)
+        return kernel(architecture, architecture.outer_kernel), kernel(architecture, architecture.guest_kernel)
     except packages.LabMissingError as error:
         _lacking(str(error))
         raise
+
+
+def _guest_files(outer: Outer, cloud: Kernel) -> guest.GuestFiles:
+    initrd = outer.share / "guest.cpio.gz"
+    initrd.write_bytes(guest.initramfs(outer.architecture, cloud))
+    return guest.GuestFiles(cloud.packed, cloud.plain, initrd)
+
+
+@pytest.fixture(scope="session")
+def kernels() -> tuple[Kernel, Kernel]:
+    """Give the outer machine's kernel and the guest's."""
+    return _kernels(X86_64)
 
 
 @pytest.fixture(scope="session")
@@ -57,9 +73,33 @@ def outer(request: pytest.FixtureRequest) -> Iterator[Outer]:
 
 
 @pytest.fixture(scope="session")
-def guest_files(outer: Outer, kernels: tuple[packages.Kernel, packages.Kernel]) -> guest.GuestFiles:
+def guest_files(outer: Outer, kernels: tuple[Kernel, Kernel]) -> guest.GuestFiles:
     """Give the guest's kernel in both forms and its root."""
-    cloud = kernels[1]
-    initrd = outer.share / "guest.cpio.gz"
-    initrd.write_bytes(guest.initramfs())
-    return guest.GuestFiles(cloud.bzimage, cloud.vmlinux, initrd)
+    return _guest_files(outer, kernels[1])
+
+
+@pytest.fixture(scope="session")
+def kernels_aarch64() -> tuple[Kernel, Kernel]:
+    """Give the aarch64 outer machine's kernel and the guest's."""
+    return _kernels(AARCH64)
+
+
+@pytest.fixture(scope="session")
+def outer_aarch64(request: pytest.FixtureRequest) -> Iterator[Outer]:
+    """Boot the aarch64 outer machine once; every test of the run shares it."""
+    request.getfixturevalue("kernels_aarch64")
+    with Outer(AARCH64) as machine:
+        yield machine
+
+
+@pytest.fixture(scope="session")
+def guest_files_aarch64(outer_aarch64: Outer, kernels_aarch64: tuple[Kernel, Kernel]) -> guest.GuestFiles:
+    """Give the aarch64 guest's kernel in both forms and its root."""
+    return _guest_files(outer_aarch64, kernels_aarch64[1])
+
+
+@pytest.fixture(scope="session", params=ARCHITECTURES)
+def stage(request: pytest.FixtureRequest) -> Stage:
+    """Give the outer machine of each architecture, with its guests' files."""
+    suffix = "" if ARCHITECTURES[request.param] is X86_64 else f"_{request.param}"
+    return Stage(*(request.getfixturevalue(name + suffix) for name in ("outer", "kernels", "guest_files")))

@@ -4,21 +4,24 @@ The kernel's command line chooses what it does, `scenario=NAME`:
 
 | name       | behaviour after the line `INIT <uptime>` |
 |------------|------------------------------------------|
-| `count`    | `MARK`; one worker bound to each CPU prints `W<cpu> <n> <sum> <uptime>`, n from 1 to `count=`; then the report |
+| `count`    | `DEVICES-BEGIN`, the devices' lines of /proc/interrupts, `DEVICES-END`; `MARK`; one worker bound to each CPU prints `W<cpu> <n> <sum> <uptime>`, n from 1 to `count=`; then the report |
 | `shell`    | `READY`; answers each line from the console by `ECHO <line>`; `exit` powers off |
 | `commands` | `READY`; runs each line `ID COMMAND` from the console in a shell of its own, then prints `EXIT ID CODE` |
 | `poweroff` | powers off |
 | `reboot`   | reboots; with `reboot=t` on the command line that is a triple fault |
 | `panic`    | crashes the kernel by SysRq |
 
-With `worker=sampler`, `count` prints `S<cpu> <n> <uptime> <wall clock, seconds>` instead.
+With `worker=sampler`, `count` prints `S<cpu> <n> <uptime> <wall clock, seconds>` instead; any other worker is a script that
+the root was made with.
 
 `<sum>` runs over all the work between lines (`work=` steps a line, `advance`), so that lost or repeated work shows as
 well as lost or repeated lines. The report is `DMESG-BEGIN` .. `DMESG-END`, `INTERRUPTS-BEGIN` .. `INTERRUPTS-END`,
 `CLOCKSOURCE <name>`, `UPTIME <seconds>`, `END`. `MARK` is in the kernel's log as `KERNEL_MARK` too; `dmesg=mark` shortens
 the report to what follows it (each character costs an exit or two, and the whole log is 20000).
 
-`initramfs` gives the root for the cloud kernel, which needs no module; `tools_initramfs` adds Debian's own programs
+Entropy is asked for, where there is a device, before the first lines of /proc/interrupts and before the last.
+
+`initramfs` gives the root with what an entropy device needs; `tools_initramfs` adds Debian's own programs
 (`tests.lab.tools`), a kernel's virtio modules, loaded before `INIT`, and scripts.
 
 Surprises: power-off does not wait for the console, so the scripts drain it with `stty`, which sets attributes only
@@ -30,13 +33,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lab import tools
+from tests.lab import root, tools
+from tests.lab.architecture import Architecture
 from tests.lab.cpio import Initramfs
-from tests.lab.packages import Kernel, busybox
+from tests.lab.kernels import Kernel
 
 COUNT = 40
 WORK = 50
 KERNEL_MARK = "snapkit-mark"
+ENTROPY_MODULES = ("virtio_pci", "virtio-rng")
 MODULES = (
     *("virtio_pci", "virtio_mmio", "virtio_blk", "virtio_net", "virtio_balloon", "virtio-rng"),
     *("vmw_vsock_virtio_transport", "crc32c_generic", "ext4"),
@@ -68,18 +73,33 @@ leave() {{
     "$1" -f
 }}
 
+# What comes of an entropy device interrupts.
+entropy() {{
+    dd if=/dev/hwrng of=/dev/null bs=16 count=1 2>/dev/null
+}}
+
 read -r up idle </proc/uptime
 echo "INIT $up"
 case $scenario in
     count)
+        entropy
+        echo DEVICES-BEGIN; grep -e CPU0 -e virtio /proc/interrupts; echo DEVICES-END
         echo {KERNEL_MARK} >/dev/kmsg
         echo MARK
-        cpu=0
-        while [ -e /sys/devices/system/cpu/cpu$cpu ]; do
-            taskset -c $cpu /bin/busybox sh /bin/$worker $cpu &
+        cpus=0 cpu=0
+        while [ -e /sys/devices/system/cpu/cpu$cpus ]; do cpus=$((cpus + 1)); done
+        export cpus
+        while [ $cpu -lt $cpus ]; do
+            taskset -c $cpu /bin/busybox sh /bin/begin $cpu $worker &
             cpu=$((cpu + 1))
         done
+        while [ $cpu -gt 0 ]; do
+            cpu=$((cpu - 1))
+            until [ -e /ready$cpu ]; do sleep 0.01; done
+        done
+        echo >/go
         wait
+        entropy
         from=1
         [ $dmesg = mark ] && from=/{KERNEL_MARK}/
         echo DMESG-BEGIN; dmesg | sed -n "$from,$ p"; echo DMESG-END
@@ -115,6 +135,13 @@ echo "UNKNOWN $scenario"
 leave poweroff
 """
 
+# All at once: on one CPU of the host, the first would be far on before the last was there.
+_BEGIN = """#!/bin/busybox sh
+echo >/ready$1
+until [ -e /go ]; do sleep 0.01; done
+exec /bin/busybox sh /bin/$2 $1
+"""
+
 _WORKER = """#!/bin/busybox sh
 n=0 s=0
 while [ $n -lt $count ]; do
@@ -124,6 +151,10 @@ while [ $n -lt $count ]; do
     done
     read -r up idle </proc/uptime
     echo "W$1 $n $s $up"
+    if [ $n -eq 1 ]; then  # none goes on before all have printed; nor sleeps, as on the emulated host a timer may be lost
+        echo >/printed$1
+        while set -- $1 /printed*; [ $# -le $cpus ]; do :; done
+    fi
 done
 """
 
@@ -133,6 +164,7 @@ while [ $n -lt $count ]; do
     n=$((n + 1))
     read -r up idle </proc/uptime
     echo "S$1 $n $up $(date +%s)"
+    stty -echo  # or all would be read before the first was printed
 done
 """
 
@@ -152,30 +184,30 @@ class CountLine:
 
 @dataclass(frozen=True)
 class GuestFiles:
-    """What a guest is booted from; the paths are the same inside the outer machine."""
+    """What a guest is booted from, its kernel in two forms; the paths are the same inside the outer machine."""
 
-    bzimage: Path
-    vmlinux: Path
+    packed: Path
+    plain: Path
     initrd: Path
 
 
-def initramfs() -> bytes:
-    """Build the guest's root: the same bytes wherever busybox is the same."""
-    return _root().pack()
+def initramfs(architecture: Architecture, kernel: Kernel, programs: Mapping[str, bytes] | None = None) -> bytes:
+    """Build the guest's root, with *programs* by their names in `/bin`: the same bytes wherever busybox is the same."""
+    archive = _root(architecture)
+    _add_modules(archive, kernel, ENTROPY_MODULES)
+    for name, content in (programs or {}).items():
+        archive.file(f"bin/{name}", content, executable=True)
+    return archive.pack()
 
 
-def tools_initramfs(kernel: Kernel, scripts: Mapping[str, str]) -> bytes:
+def tools_initramfs(architecture: Architecture, kernel: Kernel, scripts: Mapping[str, str]) -> bytes:
     """Build the root with Debian's programs, the modules of *kernel* and *scripts*, by their names in `/bin`.
 
     Not compressed: unpacking costs a nested guest more than reading.
     """
-    archive = _root()
-    tools.add(archive)
-    loads = []
-    for number, (path, parameters) in enumerate(kernel.modules(*MODULES)):
-        archive.file(f"modules/{number:02}-{path.name}", path.read_bytes())
-        loads.append(f"insmod /modules/{number:02}-{path.name} {parameters}\n")
-    archive.file("modules/load", "".join(loads).encode())
+    archive = _root(architecture)
+    tools.add(archive, architecture)
+    _add_modules(archive, kernel, MODULES)
     for name, text in scripts.items():
         archive.file(f"bin/{name}", text.encode(), executable=True)
     for folder in ("run", "mnt", "tmp"):
@@ -183,10 +215,19 @@ def tools_initramfs(kernel: Kernel, scripts: Mapping[str, str]) -> bytes:
     return archive.pack(compress=False)
 
 
-def _root() -> Initramfs:
+def _add_modules(archive: Initramfs, kernel: Kernel, names: Iterable[str]) -> None:
+    loads = []
+    for number, (path, parameters) in enumerate(kernel.modules(*names)):
+        archive.file(f"modules/{number:02}-{path.name}", path.read_bytes())
+        loads.append(f"insmod /modules/{number:02}-{path.name} {parameters}\n")
+    archive.file("modules/load", "".join(loads).encode())
+
+
+def _root(architecture: Architecture) -> Initramfs:
     archive = Initramfs()
-    archive.file("bin/busybox", busybox().read_bytes(), executable=True)
+    archive.file("bin/busybox", root.busybox(architecture).read_bytes(), executable=True)
     archive.link("bin/sh", "busybox")
+    archive.file("bin/begin", _BEGIN.encode(), executable=True)
     archive.file("bin/worker", _WORKER.encode(), executable=True)
     archive.file("bin/sampler", _SAMPLER.encode(), executable=True)
     archive.file("init", _INIT.encode(), executable=True)

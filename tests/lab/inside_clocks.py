@@ -7,6 +7,7 @@ right after the first resume, the counters' offsets and rate, and how long that 
 import json
 import sys
 import threading
+from typing import Any
 
 from snapkit import host
 from snapkit.restore.pipeline import Timeline, run_steps
@@ -14,7 +15,7 @@ from snapkit.restore.restore import prepare
 from snapkit.restore.target import Target
 from snapkit.state.kvm_clock import KvmClockState
 from snapkit.state.vcpu_x86_64 import VcpuState
-from snapkit.vmm.arch.x86_64.clock import ClockPolicy
+from snapkit.vmm.arch import ClockPolicy
 from snapkit.vmm.backends.console import Console
 from snapkit.vmm.loop import Loop
 from snapkit.vmm.machine import Machine
@@ -35,10 +36,11 @@ def clocks(path: str, policy: ClockPolicy) -> dict[str, object]:
         threading.Event().wait(PAUSED_S)
         start_ns, start_realtime_ns = host.monotonic_ns(), host.realtime_ns()
         machine.resume()
-        inside = [vcpu.state.fd for vcpu in machine._vcpus.values()]
-        threads = [vcpu.thread for vcpu in machine._vcpus.values()]
+        running: list[Any] = list(machine._vcpus.values())
+        inside, threads = [vcpu.state.fd for vcpu in running], [vcpu.thread for vcpu in running]
         now = [thread.call(fd.get_tsc) for thread, fd in zip(threads, inside, strict=True)]
-        now_ns = machine._need_vm().fd.get_clock_ns()
+        vm_fd: Any = machine._need_vm().fd
+        now_ns = vm_fd.get_clock_ns()
         return {
             "took_ns": host.monotonic_ns() - start_ns,
             "away_ns": start_realtime_ns - saved_realtime_ns,

@@ -3,7 +3,7 @@
 # The kernels themselves are not installed: `python -m tests.lab.packages` unpacks them into a cache.
 set -eu
 
-wanted="qemu-system-x86 busybox-static kmod lz4 acpica-tools gcc libseccomp2 xfsprogs"
+wanted="qemu-system-x86 qemu-system-arm gcc-aarch64-linux-gnu binutils-aarch64-linux-gnu device-tree-compiler busybox-static kmod lz4 acpica-tools gcc libseccomp2 xfsprogs"
 missing=""
 for package in $wanted; do
     status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)

@@ -6,7 +6,6 @@ there with another TAP. QEMU tells a fault of the lab from a fault of snapkit, a
 
 import json
 import shlex
-import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,8 +44,8 @@ class Monitor(ABC):
 
     @property
     def vmgenid(self) -> bool:
-        """Whether the machine has one."""
-        return True
+        """Whether a guest finds one."""
+        return self.outer.architecture.vmgenid
 
     def __init__(self, outer: Outer, devices: Devices) -> None:
         self.outer, self.devices = outer, devices
@@ -93,7 +92,7 @@ class Monitor(ABC):
         return self.outer.start(command, timeout=LIFE_S, keep_stdin=True)
 
     def _request(self, *words: str) -> list[str]:
-        return [sys.executable, "-I", "-S", str(CONTROL), words[0], str(self.control), *words[1:]]
+        return [self.outer.python, "-I", "-S", str(CONTROL), words[0], str(self.control), *words[1:]]
 
 
 class Snapkit(Monitor):
@@ -123,7 +122,7 @@ class Snapkit(Monitor):
     def _boot_command(self) -> list[str]:
         devices = self.devices
         return self.outer.snapkit(
-            *("boot", devices.files.bzimage, "--initrd", devices.files.initrd, "--cmdline", devices.cmdline),
+            *("boot", devices.files.packed, "--initrd", devices.files.initrd, "--cmdline", devices.cmdline),
             *("--memory", f"{devices.memory_mib}M", "--vcpus", str(devices.vcpus), "--transport", devices.transport),
             *("--disk", f"id=data,path={devices.disk}", "--net", f"id=eth0,tap={devices.tap},mac={MAC}"),
             *("--vsock", f"id=v0,cid={CID},uds={self._uds}", "--rng", "--balloon", "--control", self.control),
@@ -136,13 +135,13 @@ class Snapkit(Monitor):
 
 
 class Qemu(Monitor):
-    """QEMU: q35 for PCI, microvm for MMIO, both without what the guest does not need."""
+    """QEMU, on x86-64 q35 for PCI and microvm for MMIO, without what the guest does not need."""
 
     name = "qemu"
 
     @property
     def vmgenid(self) -> bool:
-        return self.devices.transport == "pci"
+        return self.devices.transport in self.outer.architecture.peer_vmgenid
 
     def await_running(self, job: Job) -> None:
         # What arrives while it still reads the file is overwritten by the serial port's state from there.
@@ -178,23 +177,14 @@ class Qemu(Monitor):
         devices = self.devices
         pci = devices.transport == "pci"
         kind = "pci" if pci else "device"
-        machine = "q35" if pci else "microvm,rtc=on,pic=on,pit=on,acpi=on"
-        command = [
-            "qemu-system-x86_64",
-            "-M",
-            machine,
-            "-accel",
-            "kvm",
-            "-cpu",
-            "host",
-            "-nodefaults",
-            "-no-user-config",
-        ]
+        architecture = self.outer.architecture
+        command = [architecture.emulator, "-M", architecture.peer[devices.transport]]
+        command += ["-accel", "kvm", "-cpu", "host", "-nodefaults", "-no-user-config"]
         # Without QEMU's run state in it, or a machine saved while stopped stays stopped when it is restored.
         command += ["-global", "migration.store-global-state=off"]
         command += ["-display", "none", "-no-reboot", "-serial", "stdio", "-smp", str(devices.vcpus)]
         command += ["-m", f"{devices.memory_mib}M", "-qmp", f"unix:{self.control},server,wait=off"]
-        command += ["-kernel", str(devices.files.bzimage), "-initrd", str(devices.files.initrd)]
+        command += ["-kernel", str(devices.files.packed), "-initrd", str(devices.files.initrd)]
         command += ["-append", devices.cmdline]
         command += ["-drive", f"file={devices.disk},format=raw,if=none,id=data,file.locking=off"]
         command += ["-netdev", f"tap,id=eth0,ifname={devices.tap},script=no,downscript=no"]

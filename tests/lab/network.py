@@ -1,7 +1,6 @@
 """The outer machine's end of a guest's network: TAPs, and the program that answers over TCP and vsock."""
 
 import itertools
-import sys
 from pathlib import Path
 
 from tests.lab.outer import Outer, tail
@@ -17,7 +16,7 @@ class Network:
 
     def __init__(self, outer: Outer) -> None:
         self._outer = outer
-        self._job = outer.start([sys.executable, "-I", "-S", str(PROGRAM)], timeout=LIFE_S, keep_stdin=True)
+        self._job = outer.start([outer.python, "-I", "-S", str(PROGRAM)], timeout=LIFE_S, keep_stdin=True)
         self._count = itertools.count(1)
 
     def close(self) -> None:

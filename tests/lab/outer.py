@@ -1,18 +1,17 @@
 """The lab's outer machine: Linux under QEMU's software emulation, with nested virtualisation and so a real /dev/kvm.
 
     with Outer() as outer:
-        result = outer.run([sys.executable, "-m", "snapkit", "doctor"], timeout=60)
+        result = outer.run(outer.snapkit("doctor"), timeout=60)
 
-One machine carries many scenarios. Its root is the host's, read-only over 9p, so the checkout and its virtual
-environment run there as they are, under the same paths. `/tmp` inside is a memory file system of its own; `share` is a
-writable folder that both sides see under one path. Jobs are run by `tests.lab.agent` inside.
+One machine carries many scenarios. It is of any architecture of `tests.lab.architecture`; what its root is and how it
+starts say `tests.lab.boot` and `tests.lab.root`. The checkout is there under its own path, `python` has what it needs.
+`/tmp` inside is a memory file system of its own; `share` is a writable folder that both sides see under one path. Jobs
+are run by `tests.lab.agent` inside.
 
 With SNAPKIT_LAB_SANDBOX=1 in the environment every machine that a scenario starts runs with ``--sandbox``.
 
 Surprises: everything takes some thirty times as long as outside, so bounds are generous. Files of the root are cached
 inside, so the checkout must not change while a machine runs. Sockets belong into the inside's `/tmp`, not on the share.
-One CPU, on purpose: with two, an interrupt from one of them that meets the other around VMRUN may reach the wrong side of
-it (`OuterDiedError`): the machine died in two of seven runs of busy guests. With one it did in none of six.
 A beat: QEMU's VMRUN sets a bit of the CPU's pending interrupts without the lock that other threads take to set theirs
 (helper_vmrun in target/i386/tcg/sysemu/svm_helper.c), so one of theirs can be lost. Linux waits for its timer's only
 once; an order a second brings an interrupt that has the lost one looked at again.
@@ -38,7 +37,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.lab import packages
-from tests.lab.cpio import Initramfs
+from tests.lab.architecture import X86_64, Architecture
+from tests.lab.boot import Boot
+from tests.lab.kernels import kernel
+from tests.lab.root import host_python, root
 
 BOOT_S = 240.0  # 6 to 10 s on an idle machine
 ANSWER_S = 120.0  # for the agent to report what it was due to report
@@ -46,18 +48,6 @@ POLL_S = 0.05
 BEAT_S = 1.0
 MONITOR_S = 10.0  # for QEMU's monitor to answer
 STALE_S = 24 * 3600.0  # a run's folder untouched for so long has no run any more
-
-# Those in the second line are for the guests' devices; vhost_vsock for those of the peer, QEMU.
-_MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "kvm-amd", *("tun", "vhost_vsock"))
-_ROOT = "trans=virtio,version=9p2000.L,msize=262144"
-# tsc=reliable: the emulated TSC is the host's, one for all CPUs; Linux doubts it and would read the HPET instead, an exit
-# each time. Soft lockups: one nested boot in about a hundred stopped with a CPU in KVM for good; better a machine that ends with
-# its story on the console than one that hangs.
-_KERNEL_OPTIONS = (
-    "console=ttyS0 loglevel=5 panic=-1 mitigations=off cryptomgr.notests tsc=reliable "
-    "watchdog_thresh=30 softlockup_panic=1 softlockup_all_cpu_backtrace=1 unknown_nmi_panic"
-)
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class LabError(Exception):
@@ -165,8 +155,18 @@ class Job:
 class Outer:
     """Boot the outer machine on entering, end it on leaving; run jobs in between."""
 
-    def __init__(self, *, cpus: int = 1, memory_mib: int = 4096, cpu: str = "max,+svm") -> None:
-        self._cpus, self._memory_mib, self._cpu = cpus, memory_mib, cpu
+    def __init__(
+        self,
+        architecture: Architecture = X86_64,
+        *,
+        cpu: str | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        counted: bool = False,
+    ) -> None:
+        """*counted*: time inside is a count of instructions (`tests.lab.boot`)."""
+        self.architecture = architecture
+        self._cpu, self._cpus, self._memory_mib, self._counted = cpu, cpus, memory_mib, counted
         runs = packages.cache_folder() / "runs"
         runs.mkdir(exist_ok=True)
         _prune(runs)
@@ -176,6 +176,7 @@ class Outer:
         self.console = self.folder / "console.log"
         self.sandboxed = bool(os.environ.get("SNAPKIT_LAB_SANDBOX"))
         self.boot_s = 0.0
+        self.python = ""  # the interpreter inside that has the project's dependencies
         self._qemu: subprocess.Popen[bytes] | None = None
         self._port: socket.socket | None = None
         self._monitor: socket.socket | None = None
@@ -264,7 +265,7 @@ class Outer:
 
     def snapkit(self, *words: str | os.PathLike[str]) -> list[str]:
         """Give the command line that runs the checkout's snapkit with *words*, in a sandbox where `sandboxed` says so."""
-        command = [sys.executable, "-m", "snapkit", *(os.fspath(word) for word in words)]
+        command = [self.python, "-m", "snapkit", *(os.fspath(word) for word in words)]
         if self.sandboxed and words and words[0] in {"boot", "restore"}:
             command += ["--sandbox", "--snapshot-dir", str(self.work)]
         return command
@@ -287,10 +288,9 @@ class Outer:
     def autopsy(self) -> str:
         """Say what a machine that does not answer is doing, and end it: where its CPUs are, twice, and its kernel's own word."""
         words = []
-        for order in ("info status", "info lapic", "info registers -a", "info registers -a"):
+        for order in self.architecture.autopsy:
             words.append(f"--- {order}\n{self._ask_monitor(order)}")
             time.sleep(POLL_S)
-        self._ask_monitor("nmi")  # its kernel panics over one that it does not know, wherever the CPU is
         time.sleep(MONITOR_S)
         return "\n".join([*words, self.console_tail()])
 
@@ -299,15 +299,16 @@ class Outer:
     def _boot(self) -> None:
         begin = time.monotonic()
         self.share.mkdir()
-        kernel = packages.kernel(packages.GENERIC)
+        boot = self._boot_description()
         initrd = self.folder / "initrd.gz"
-        initrd.write_bytes(self._initramfs(kernel))
-        self._compile_checkout()
+        initrd.write_bytes(boot.initramfs())
+        self._compile_checkout(boot)
+        self.python = boot.python
         ours, theirs = socket.socketpair()
         self._port = ours
         self._monitor, monitor = socket.socketpair()
         with theirs, monitor, (self.folder / "qemu.log").open("wb") as log:
-            command = self._command(kernel, initrd, theirs.fileno(), monitor.fileno())
+            command = boot.command(initrd=initrd, console=self.console, port=theirs.fileno(), monitor=monitor.fileno())
             self._qemu = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -321,76 +322,25 @@ class Outer:
         self.boot_s = time.monotonic() - begin
         threading.Thread(target=self._beat, daemon=True).start()
 
-    def _command(self, kernel: packages.Kernel, initrd: Path, port: int, monitor: int) -> list[str]:
-        folders = {"hostroot": ("/", "readonly=on,"), "share": (str(self.share), "")}
-        command = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]
-        command += ["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", self._cpu]
-        command += ["-smp", str(self._cpus), "-m", str(self._memory_mib)]
-        command += ["-nodefaults", "-display", "none", "-no-reboot", "-serial", f"file:{_escaped(self.console)}"]
-        command += ["-kernel", str(kernel.bzimage), "-initrd", str(initrd)]
-        command += ["-append", _KERNEL_OPTIONS]
-        for tag, (path, mode) in folders.items():
-            options = f"local,path={_escaped(path)},mount_tag={tag},security_model=none,{mode}multidevs=remap"
-            command += ["-virtfs", options]
-        command += ["-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=readline"]
-        command += ["-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,fd={port}"]
-        command += ["-device", "virtserialport,chardev=agent,name=snapkit.agent"]
-        return command
+    def _boot_description(self) -> Boot:
+        this = self.architecture
+        return Boot(
+            this,
+            cpu=self._cpu or this.cpu,
+            cpus=self._cpus or this.cpus,
+            memory_mib=self._memory_mib or this.memory_mib,
+            kernel=kernel(this, this.outer_kernel),
+            root=None if this.is_host else root(this),
+            share=self.share,
+            counted=self._counted,
+        )
 
-    def _initramfs(self, kernel: packages.Kernel) -> bytes:
-        archive = Initramfs()
-        archive.file("bin/busybox", packages.busybox().read_bytes(), executable=True)
-        archive.link("bin/sh", "busybox")
-        loads = []
-        for number, (path, parameters) in enumerate(kernel.modules(*_MODULES)):
-            name = f"modules/{number:02}-{path.name}"
-            archive.file(name, path.read_bytes())
-            loads.append(f"insmod /{name} {parameters}")
-        archive.file("init", self._init(loads).encode(), executable=True)
-        for folder in ("proc", "sys", "host", "under"):
-            archive.folder(folder)
-        archive.character_device("dev/console", 5, 1)
-        return archive.pack()
-
-    def _init(self, loads: list[str]) -> str:
-        # The inside has its own /tmp; what the jobs need of the host's is bound back into it.
-        needed = [packages.CHECKOUT, packages.cache_folder(), Path(sys.prefix), Path(sys.base_prefix)]
-        binds = [
-            f"mkdir -p /host{quoted} && mount -o bind /under{quoted} /host{quoted}"
-            for quoted in (shlex.quote(str(path)) for path in needed if path.is_relative_to("/tmp"))
-        ]
-        share = shlex.quote(str(self.share))
-        agent = shlex.join([sys.executable, "-I", "-S", str(Path(__file__).with_name("agent.py"))])
-        environment = f"PATH={_PATH} HOME=/tmp LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 PYTHONFAULTHANDLER=1"
-        lines = [
-            "#!/bin/busybox sh",
-            "/bin/busybox mount -t proc proc /proc",
-            "mount -t sysfs sysfs /sys",
-            "mount -t devtmpfs devtmpfs /dev",
-            *loads,
-            f"mount -t 9p -o {_ROOT},cache=loose,ro hostroot /host",
-            "mount -o bind /host /under",
-            "mount -t tmpfs -o size=75% tmpfs /host/tmp",
-            *binds,
-            f"mkdir -p /host{share}",
-            f"mount -t 9p -o {_ROOT},cache=none share /host{share}",
-            "for name in dev proc sys; do mount -o bind /$name /host/$name; done",
-            "mkdir -p /dev/pts /dev/shm",
-            "mount -t devpts devpts /host/dev/pts",
-            "mount -t tmpfs tmpfs /host/dev/shm",
-            "ip link set lo up",
-            f"cd /host && chroot /host env -i {environment} {agent}",
-            'echo "agent: ended"',
-            "poweroff -f",
-        ]
-        return "\n".join(lines) + "\n"
-
-    def _compile_checkout(self) -> None:
+    def _compile_checkout(self, boot: Boot) -> None:
         # Bytecode cannot be stored on the read-only root, and compiling inside takes seconds for each process.
-        import compileall
-
-        with contextlib.suppress(OSError):
-            compileall.compile_dir(packages.CHECKOUT / "snapkit", quiet=2)
+        compiler = host_python(boot.root.python_version) if boot.root else sys.executable
+        if compiler is not None:
+            command = [compiler, "-m", "compileall", "-qq", str(packages.CHECKOUT / "snapkit")]
+            subprocess.run(command, check=False, stdin=subprocess.DEVNULL)
 
     # The agent's port
 
@@ -479,8 +429,3 @@ def _prune(runs: Path) -> None:
         with contextlib.suppress(FileNotFoundError):  # another run does the same
             if time.time() - folder.stat().st_mtime > STALE_S:
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _escaped(path: str | os.PathLike[str]) -> str:
-    """Write a path for QEMU's option syntax, where a comma separates."""
-    return os.fspath(path).replace(",", ",,")

@@ -96,7 +96,7 @@ def test_the_guest_files_boot_under_another_monitor(outer: Outer, guest_files: g
     # The peer that tells a fault of the lab from a fault of snapkit.
     command = "qemu-system-x86_64 -M microvm,rtc=on -accel kvm -cpu host -smp 2 -m 256 -nodefaults -display none"
     append = "console=ttyS0 quiet panic=-1 scenario=count count=10 dmesg=mark"
-    files = ["-serial", "stdio", "-kernel", str(guest_files.bzimage), "-initrd", str(guest_files.initrd)]
+    files = ["-serial", "stdio", "-kernel", str(guest_files.packed), "-initrd", str(guest_files.initrd)]
     result = outer.run([*command.split(), *files, "-append", append], timeout=200)
     found = guest.count_lines(result.stdout)
     assert sorted(found) == [0, 1], result

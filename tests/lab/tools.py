@@ -5,16 +5,13 @@ Gluster, RDMA, ICU) for engines that no test uses: a library that none of the pa
 object of its name with the symbols and versions that the programs want. Its functions return 0, which says "there is
 none" where programs do call them (lspci asks libkmod and libudev). The programs themselves are Debian's bytes.
 
-What is kept lies in one folder of the lab's cache, laid out as in the guest; how it gets and stays there is as with the
-kernels (`tests.lab.packages`). Documents: the System V ABI (dynamic linking), the Linux Standard Base's symbol versioning.
+What is kept lies in one folder of the lab's cache, laid out as in the guest; how it gets and stays there is as with
+everything in the cache (`tests.lab.packages`). Documents: the System V ABI (dynamic linking), the Linux Standard Base's symbol versioning.
 """
 
 import contextlib
 import hashlib
 import json
-import os
-import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,8 +23,10 @@ from elftools.elf.gnuversions import GNUVerNeedSection, GNUVerSymSection
 from elftools.elf.relocation import RelocationSection
 from elftools.elf.sections import StringTableSection, SymbolTableSection
 
+from tests.lab import packages
+from tests.lab.architecture import Architecture
 from tests.lab.cpio import Initramfs
-from tests.lab.packages import LabMissingError, cache_folder, locked, run_tool
+from tests.lab.packages import UNPACK_S, Apt, LabMissingError, cache_locked, run_tool
 
 # Where the 64-bit time_t transition renamed a package, both names.
 PACKAGES = (
@@ -47,13 +46,8 @@ PACKAGES = (
 )
 PROGRAMS = ("e2fsck", "fio", "lspci", "mke2fs", "socat")
 
-LIBRARIES = "lib/x86_64-linux-gnu"
 _FOLDERS = ("usr/bin", "bin", "usr/sbin", "sbin")
-R_X86_64_COPY = 5  # System V ABI, AMD64 supplement: the program holds the variable, the library gives its first value
-_STAMP = "stamp.json"
-_FORMAT = 2  # raise when what a cached folder holds changes
-_FETCH_S = 900
-_UNPACK_S = 300
+_FORM = 2  # raise when what a cached folder holds changes
 
 
 @dataclass
@@ -79,108 +73,73 @@ class _Linked:
     defined: frozenset[str]
 
 
-def folder() -> Path:
+def folder(architecture: Architecture) -> Path:
     """Give the folder that holds the programs and their libraries, from the cache or freshly made.
 
     Raises `LabMissingError` when there is none in the cache and apt gives no packages.
     """
-    cache = cache_folder()
-    with locked(cache / "lock"):
-        candidates = _candidates()
-        cached = _cached(cache)
-        if cached and (len(candidates) < len(PACKAGES) or cached.name == _name(candidates)):
-            return cached
+    apt, prefix = Apt(architecture), f"tools-{architecture.debian}"
+    with cache_locked() as cache:
+        candidates = apt.candidates(PACKAGES)
+        cached = packages.newest(prefix, _FORM)
+        if cached and candidates in (None, cached[1]["packages"]):
+            return cached[0]
         try:
-            return _make(cache)
+            with tempfile.TemporaryDirectory(prefix="fetch-", dir=cache) as name:
+                return _make(architecture, apt, Path(name))
         except LabMissingError:
             if cached:
-                return cached
+                return cached[0]
             raise
 
 
-def add(archive: Initramfs) -> None:
+def add(archive: Initramfs, architecture: Architecture) -> None:
     """Add programs and libraries to a guest's root."""
-    root = folder()
-    for path in sorted(root.rglob("*")):
-        if path.is_file() and path.name != _STAMP:
-            archive.file(str(path.relative_to(root)), path.read_bytes(), executable=True)
+    root = folder(architecture)
+    for path in packages.contents(root):
+        archive.file(str(path.relative_to(root)), path.read_bytes(), executable=True)
 
 
-def _candidates() -> dict[str, str]:
-    """Give the version that apt offers of each package; one that it does not offer is absent."""
-    names = [name for choice in PACKAGES for name in choice]
-    try:
-        text = run_tool(["apt-cache", "policy", *names], timeout=60).decode(errors="replace")
-    except LabMissingError:
-        return {}
-    offered = dict(re.findall(r"^(\S+):\n(?:  .*\n)*?  Candidate: (?!\(none\))(\S+)$", text, re.MULTILINE))
-    chosen = (next((name for name in choice if name in offered), None) for choice in PACKAGES)
-    return {name: offered[name] for name in chosen if name}
+def _make(architecture: Architecture, apt: Apt, work: Path) -> Path:
+    versions = _download(apt, work)
+    tree, kept = work / "tree", work / "kept"
+    for package in work.glob("*.deb"):
+        run_tool(["dpkg-deb", "-x", str(package), str(tree)], timeout=UNPACK_S)
+    stubs = _keep(architecture, tree, kept)
+    digest = hashlib.sha256(json.dumps(versions, sort_keys=True).encode()).hexdigest()[:16]
+    return packages.keep(kept, f"tools-{architecture.debian}", digest, _FORM, packages=versions, stubs=sorted(stubs))
 
 
-def _name(candidates: dict[str, str]) -> str:
-    return f"tools_{hashlib.sha256(json.dumps(candidates, sort_keys=True).encode()).hexdigest()[:16]}"
-
-
-def _cached(cache: Path) -> Path | None:
-    stamps = [stamp for stamp in cache.glob(f"tools_*/{_STAMP}") if json.loads(stamp.read_text())["format"] == _FORMAT]
-    return max(stamps, key=lambda stamp: stamp.stat().st_mtime).parent if stamps else None
-
-
-def _make(cache: Path) -> Path:
-    with tempfile.TemporaryDirectory(prefix="fetch-", dir=cache) as name:
-        work = Path(name)
-        versions = _download(work)
-        tree, kept = work / "tree", work / "kept"
-        for package in work.glob("*.deb"):
-            run_tool(["dpkg-deb", "-x", str(package), str(tree)], timeout=_UNPACK_S)
-        stubs = _keep(tree, kept)
-        facts = {"format": _FORMAT, "packages": versions, "stubs": sorted(stubs)}
-        (kept / _STAMP).write_text(json.dumps(facts, indent=1) + "\n")
-        place = cache / _name(versions)
-        if place.exists():  # left by another format of this cache
-            shutil.rmtree(place)
-        kept.rename(place)
-        return place
-
-
-def _download(work: Path) -> dict[str, str]:
-    for refreshed in (False, True):
-        if refreshed:
-            if os.geteuid() != 0:
-                break
-            run_tool(["apt-get", "-q", "update"], timeout=_FETCH_S)
-        found = _candidates()
-        if len(found) == len(PACKAGES):
+def _download(apt: Apt, work: Path) -> dict[str, str]:
+    for _ in apt.states():
+        if found := apt.candidates(PACKAGES):
             with contextlib.suppress(LabMissingError):
-                command = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download"]
-                run_tool(
-                    [*command, *(f"{name}={version}" for name, version in found.items())], cwd=work, timeout=_FETCH_S
-                )
+                apt.download(found, work)
                 return found
     wanted = ", ".join(choice[-1] for choice in PACKAGES)
     raise LabMissingError(f"the Debian packages {wanted} (apt offers not all of them for download)")
 
 
-def _keep(tree: Path, kept: Path) -> dict[str, _Stub]:
+def _keep(architecture: Architecture, tree: Path, kept: Path) -> dict[str, _Stub]:
     """Copy the programs and what they need into *kept*, and make stubs of the rest; give the stubs."""
-    libraries = {path.name: path for path in _libraries(tree)}
+    libraries = {path.name: path for path in _libraries(architecture, tree)}
+    home = f"lib/{architecture.triplet}"
+    loader = Path(architecture.loader)
     stubs: dict[str, _Stub] = {}
     todo = [next(tree / folder / name for folder in _FOLDERS if (tree / folder / name).is_file()) for name in PROGRAMS]
     done: dict[str, _Linked] = {}
     for path in todo:  # grows
         if path.name in done:
             continue
-        done[path.name] = linked = _read(path)
-        loader = path.name.startswith("ld-linux")
-        place = "lib64" if loader else LIBRARIES if path.name in libraries else "bin"
+        done[path.name] = linked = _read(path, architecture.copy_relocation)
+        place = loader.parent if path.name == loader.name else home if path.name in libraries else "bin"
         _install(path.read_bytes(), kept / place / path.name)
         for name in linked.needed:
             if name in libraries:
                 todo.append(libraries[name])
             else:
                 stubs.setdefault(name, _Stub())
-    _install(libraries["ld-linux-x86-64.so.2"].read_bytes(), kept / "lib64/ld-linux-x86-64.so.2")
+    _install(libraries[loader.name].read_bytes(), kept / loader)
     for linked in done.values():
         here = [name for name in linked.needed if name in stubs]
         elsewhere: set[str] = set().union(*(done[name].defined for name in linked.needed if name in done))
@@ -190,14 +149,13 @@ def _keep(tree: Path, kept: Path) -> dict[str, _Stub]:
             elif not library and here and symbol not in elsewhere:
                 stubs[here[0]].want("", symbol, length)  # which of them does not matter to the linker
     for name, stub in stubs.items():
-        _compile(name, stub, kept / LIBRARIES / name)
+        _compile(architecture.compiler, name, stub, kept / home / name)
     return stubs
 
 
-def _libraries(tree: Path) -> Iterator[Path]:
+def _libraries(architecture: Architecture, tree: Path) -> Iterator[Path]:
     for parent in ("lib", "usr/lib"):
-        yield from (tree / parent / "x86_64-linux-gnu").glob("*.so*")
-    yield from (tree / "lib64").glob("*.so*")
+        yield from (tree / parent / architecture.triplet).glob("*.so*")
 
 
 def _install(content: bytes, place: Path) -> None:
@@ -205,7 +163,7 @@ def _install(content: bytes, place: Path) -> None:
     place.write_bytes(content)
 
 
-def _read(path: Path) -> _Linked:
+def _read(path: Path, copy_relocation: int) -> _Linked:
     with path.open("rb") as file:
         elf = ELFFile(file)
         sections = list(elf.iter_sections())
@@ -227,7 +185,7 @@ def _read(path: Path) -> _Linked:
             for section in sections
             if isinstance(section, RelocationSection)
             for relocation in section.iter_relocations()
-            if relocation["r_info_type"] == R_X86_64_COPY
+            if relocation["r_info_type"] == copy_relocation
         }
         undefined, defined = [], set()
         table = elf.get_section_by_name(".dynsym")
@@ -244,7 +202,7 @@ def _read(path: Path) -> _Linked:
         return _Linked(tuple(needed), tuple(undefined), frozenset(defined))
 
 
-def _compile(name: str, stub: _Stub, place: Path) -> None:
+def _compile(compiler: str, name: str, stub: _Stub, place: Path) -> None:
     symbols = sorted(set().union(*stub.wanted.values()))
     source = "".join(
         f"char {symbol}[{stub.lengths[symbol]}];\n"
@@ -265,4 +223,4 @@ def _compile(name: str, stub: _Stub, place: Path) -> None:
         if script:
             options.append(f"-Wl,--version-script={versions}")
         place.parent.mkdir(parents=True, exist_ok=True)
-        run_tool(["gcc", *options, "-o", str(place), str(code)], timeout=60)
+        run_tool([compiler, *options, "-o", str(place), str(code)], timeout=60)

@@ -1,7 +1,7 @@
 """The mutations: each changes a draft in one way, and says how. `mutate` makes a mutant by some of them.
 
 Most machines that differ in one place are refused at once, so some mutations change several places together: a number or
-a name wherever it stands, RAM in the layout and in the manifest, a ring and what lies in it.
+a name wherever it stands, RAM in the layout and in the manifest, a ring and what lies in it, the tables of an ITS.
 """
 
 import copy
@@ -15,6 +15,7 @@ from tests.mutants.container import BYTES, CONTAINER
 from tests.mutants.draft import Draft, Part
 from tests.mutants.plain import Place
 from tests.mutants.rings import RINGS
+from tests.mutants.tables import TABLES
 from tests.mutants.values import EDGES, another, change, number, swap
 
 Mutation = Callable[[Draft, Random], str]
@@ -22,7 +23,8 @@ Mutation = Callable[[Draft, Random], str]
 
 def mutate(draft: Draft, rng: Random) -> None:
     """Change *draft* in one place or a few."""
-    group = rng.choices([FIELDS, SECTIONS, RINGS, CONTAINER, BYTES], [62, 10, 14, 10, 4])[0]
+    tables = 20 if draft.find("gicv3-its") else 0
+    group = rng.choices([FIELDS, SECTIONS, RINGS, CONTAINER, BYTES, TABLES], [62, 10, 14, 10, 4, tables])[0]
     for _ in range(rng.choice([1, 1, 1, 2, 3]) if group is not BYTES else 1):
         mutation: Mutation = rng.choice(group)
         draft.told.append(f"{mutation.__name__}: {mutation(draft, rng)}")

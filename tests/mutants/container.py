@@ -37,7 +37,7 @@ def change_the_manifest(draft: Draft, rng: Random) -> str:
             (f"machine.{rng.choice(['vcpus', 'memory', 'cpu', 'x'])}", rng.choice([0, 1, 2, 3, 1 << 21, "host", None])),
             ("machine", rng.choice([{}, [], {"a": 1.5}, {str(n): n for n in range(65)}])),
             ("memory.chunk_length", _numbers(rng)),
-            ("memory.regions", _regions(rng)),
+            ("memory.regions", _regions(rng, draft.base)),
             ("memory.separate", rng.choice([{}, {"path": "x", "length": 1, "chunk_table_digest": "00" * 32}])),
             (rng.choice(["unheard_of", "memory.unheard_of"]), 1),
             ("sections", rng.choice([[], lambda entries: [*entries, entries[0]], lambda entries: entries[::-1]])),
@@ -86,24 +86,24 @@ def change_the_chunk_table(draft: Draft, rng: Random) -> str:
     return f"{what} {number:#x}"
 
 
-def _regions(rng: Random) -> list[dict[str, int]]:
+def _regions(rng: Random, base: int) -> list[dict[str, int]]:
     return rng.choice(
         [
             [],
-            [{"gpa": 0, "length": CHUNK}],
-            [{"gpa": 0, "length": CHUNK // 2}, {"gpa": CHUNK // 2, "length": CHUNK // 2}],
-            [{"gpa": 0, "length": CHUNK // 2}, {"gpa": rng.choice(EDGES), "length": CHUNK // 2}],
+            [{"gpa": base, "length": CHUNK}],
+            [{"gpa": base, "length": CHUNK // 2}, {"gpa": base + CHUNK // 2, "length": CHUNK // 2}],
+            [{"gpa": base, "length": CHUNK // 2}, {"gpa": rng.choice(EDGES), "length": CHUNK // 2}],
             [{"gpa": rng.choice(EDGES), "length": CHUNK}],
-            [{"gpa": 0, "length": CHUNK}, {"gpa": rng.choice(EDGES), "length": rng.choice([4096, CHUNK, 1 << 30])}],
-            [{"gpa": 0, "length": rng.choice(EDGES)}],
-            [{"gpa": 4096 * number, "length": 4096} for number in range(33)],
+            [{"gpa": base, "length": CHUNK}, {"gpa": rng.choice(EDGES), "length": rng.choice([4096, CHUNK, 1 << 30])}],
+            [{"gpa": base, "length": rng.choice(EDGES)}],
+            [{"gpa": base + 4096 * number, "length": 4096} for number in range(33)],
         ]
     )
 
 
 def move_memory(draft: Draft, rng: Random) -> str:
     """Have other regions, in the layout and in the manifest alike, or in one of them; chunks for them, or not."""
-    regions = _regions(rng)
+    regions = _regions(rng, draft.base)
     layout = draft.find("memory-layout")
     both = rng.random()
     if layout is not None and isinstance(layout.data, dict) and both < 0.9:

@@ -50,6 +50,7 @@ class Draft:
 
     def __init__(self, specimen: Specimen, rng: Random) -> None:
         self.specimen, self.rng = specimen, rng
+        self.base = specimen.base
         self.told: list[str] = []
         self.parts = [
             Part(one.kind, one.instance, msgspec.msgpack.decode(one.payload), one) for one in specimen.forge.sections
@@ -85,16 +86,16 @@ class Draft:
     # Memory
 
     def ram(self, gpa: int, length: int) -> bytes:
-        """Return *length* bytes of RAM that starts at 0, zeros where there are none."""
-        number, at = divmod(gpa, CHUNK)
-        if number >= len(self.chunks) or at + length > CHUNK:
+        """Return *length* bytes of RAM, zeros where there are none or chunks meet."""
+        number, at = divmod(gpa - self.base, CHUNK)
+        if not 0 <= number < len(self.chunks) or at + length > CHUNK:
             return bytes(length)
         return (self.chunks[number] or bytes(CHUNK))[at : at + length]
 
     def poke(self, gpa: int, payload: bytes) -> None:
-        """Write into RAM that starts at 0; outside of it nothing happens."""
-        number, at = divmod(gpa, CHUNK)
-        if number < len(self.chunks) and at >= 0 and at + len(payload) <= CHUNK:
+        """Write into RAM; outside of it nothing happens."""
+        number, at = divmod(gpa - self.base, CHUNK)
+        if 0 <= number < len(self.chunks) and at + len(payload) <= CHUNK:
             chunk = bytearray(self.chunks[number] or bytes(CHUNK))
             chunk[at : at + len(payload)] = payload
             self.chunks[number] = bytes(chunk)

@@ -43,7 +43,7 @@ def offer_chains(draft: Draft, rng: Random) -> str:
     name, queue = found
     size = queue["size"]
     for index in range(min(size, rng.choice([1, 4, 16]))):
-        gpa = rng.choice([queue["desc"], queue["device"], rng.randrange(1 << 21), rng.choice(EDGES)])
+        gpa = rng.choice([queue["desc"], queue["device"], draft.base + rng.randrange(1 << 21), rng.choice(EDGES)])
         length = rng.choice([0, 1, 4, 16, 44, 512, PAGE, 1 << 21, 0x7FFF_FFFF, 0xFFFF_FFFF, rng.getrandbits(12)])
         flags = rng.choice([0, NEXT, WRITE, NEXT | WRITE, INDIRECT, INDIRECT | NEXT, 0xFFFF])
         following = rng.choice([index + 1, index, 0, size - 1, size, 0xFFFF])
@@ -61,7 +61,7 @@ def offer_requests(draft: Draft, rng: Random) -> str:
     parts = rng.choice([2, 3])
     writable = rng.randrange(parts + 1)
     for index in range(parts):
-        gpa = rng.randrange(0x10_0000, 0x1F_0000)
+        gpa = draft.base + rng.randrange(0x10_0000, 0x1F_0000)
         length = rng.choice([1, 8, 12, 16, 44, 512, PAGE])
         flags = (NEXT if index + 1 < parts else 0) | (WRITE if index >= writable else 0)
         draft.poke(queue["desc"] + 16 * index, _DESCRIPTOR.pack(gpa, length, flags, index + 1))
@@ -110,7 +110,10 @@ def move_rings(draft: Draft, rng: Random) -> str:
     name, queue = found
     for area in rng.sample(["desc", "driver", "device"], rng.choice([1, 2, 3])):
         queue[area] = rng.choice(
-            [queue["desc"], queue["driver"], 0, PAGE, 0x10_0000, (1 << 21) - PAGE, (1 << 21) - 16, rng.choice(EDGES)]
+            [
+                *(queue["desc"], queue["driver"], rng.choice(EDGES)),
+                *(draft.base + at for at in (0, PAGE, 0x10_0000, (1 << 21) - PAGE, (1 << 21) - 16)),
+            ]
         )
     if rng.random() < 0.3:
         queue["size"] = rng.choice([1, 2, 3, 256, 1024, 32768, 0])
@@ -119,7 +122,7 @@ def move_rings(draft: Draft, rng: Random) -> str:
 
 def scribble(draft: Draft, rng: Random) -> str:
     """Write over pages of RAM that hold something: code, tables, buffers."""
-    used = [gpa for gpa in range(0, 1 << 21, PAGE) if any(draft.ram(gpa, PAGE))]
+    used = [gpa for gpa in range(draft.base, draft.base + (1 << 21), PAGE) if any(draft.ram(gpa, PAGE))]
     if not used:
         return "nothing"
     page = rng.choice(used)

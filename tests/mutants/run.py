@@ -23,12 +23,12 @@ from tests.mutants.changes import mutate
 from tests.mutants.draft import Draft
 from tests.mutants.judge import Judge, Verdict
 from tests.mutants.specimen import Specimen
-from tests.mutants.stock import TAP, live, stock
 from tests.mutants.sweep import Step, sweep, swept
 from tools import tap
 
 CENSUS_EVERY = 100
 SWEEP = 1_000_000
+TAP = "tap0"
 
 
 @dataclass
@@ -94,24 +94,41 @@ class Maker:
         return draft, rng
 
 
+Machines = Callable[[Path], list[Specimen]]
+"""Makes or reads the machines of a run, with a folder for what they have of the host."""
+
+
 def run(
-    seed: int, numbers: Iterable[int], folder: Path, *, kvm: bool, until: Callable[[], bool] = lambda: False
+    seed: int,
+    numbers: Iterable[int],
+    folder: Path,
+    machines: Machines,
+    *,
+    kvm: bool,
+    taps: bool = True,
+    until: Callable[[], bool] = lambda: False,
 ) -> Tally:
-    """Judge mutants in *folder*, on a thread of their own among TAPs of their own; ends early when *until* says so."""
+    """Judge mutants of *machines*, which are of one architecture, in *folder*; ends early when *until* says so.
+
+    On a thread of their own, with *kvm* among TAPs of their own unless there are to be no *taps*.
+    """
     with ThreadPoolExecutor(1) as thread:
-        if kvm:
+        if kvm and taps:
             thread.submit(tap.enter, [TAP]).result()
-        return thread.submit(_run, seed, numbers, folder, kvm, until).result()
+        return thread.submit(_run, seed, numbers, folder, machines, kvm, until).result()
 
 
-def _run(seed: int, numbers: Iterable[int], folder: Path, kvm: bool, until: Callable[[], bool]) -> Tally:
-    machines, tally, started, resident = stock(), Tally(), time.monotonic(), 0
-    if kvm:
-        machines += live(folder)
-    maker = Maker(seed, machines)
+def _run(
+    seed: int, numbers: Iterable[int], folder: Path, machines: Machines, kvm: bool, until: Callable[[], bool]
+) -> Tally:
+    tally, started, resident = Tally(), time.monotonic(), 0
+    maker = Maker(seed, made := machines(folder))
     path, current = folder / "mutant.snap", folder / "current"
     interval = sys.getswitchinterval()
-    with pytest.MonkeyPatch.context() as patch, Judge(folder, kvm=kvm).at_work() as judge:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Judge(folder, kvm=kvm, architecture=made[0].architecture).at_work() as judge,
+    ):
         sys.setswitchinterval(1e-4)  # as the command line does
         census = Census(patch, str(folder))
         for number in numbers:

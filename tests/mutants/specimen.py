@@ -22,6 +22,18 @@ class Specimen:
     ends: Callable[[Path], Ends]
 
     @property
+    def architecture(self) -> int:
+        """ELF machine number."""
+        found: int = self.forge.preamble["architecture"]
+        return found
+
+    @property
+    def base(self) -> int:
+        """Where its RAM begins."""
+        found: int = self.data()["memory-layout/0"]["regions"][0]["gpa"]
+        return found
+
+    @property
     def transport(self) -> str:
         kinds = {section.kind for section in self.forge.sections}
         return "pci" if "virtio-pci" in kinds else "mmio" if "virtio-mmio" in kinds else "none"

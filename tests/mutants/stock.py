@@ -1,25 +1,26 @@
-"""The good machines that mutants are made of: every golden, one with a probe under way, and machines of this host."""
+"""The good machines that mutants are made of: goldens, one with a probe under way, made-up ones, and machines of this host."""
 
-import os
+import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from snapkit.state.machine import EM_AARCH64, EM_X86_64
 from snapkit.units import MIB
-from snapkit.vmm.parts.fresh import Asked, Transport
+from snapkit.vmm.parts.fresh import Asked
 from tests.compat.tree import CACHE, ROOT
 from tests.guests.build import guest
 from tests.kvm.harness import booted
-from tests.mutants.specimen import Ends, Specimen, specimen, with_data
+from tests.mutants.made_up import made_up
+from tests.mutants.run import TAP
+from tests.mutants.saved import DISK, TRANSPORTS, saved
+from tests.mutants.specimen import Specimen, specimen, with_data
 from tools import golden, stored
 
-TAP = "tap0"
-TRANSPORTS: tuple[Transport, ...] = ("pci", "mmio")
 _PROBED_SECTION = "pci-function/eth0"
 _PROBED = 0xFFFF_FFFF
 _MEMORY_SPACE = 1 << 1  # PCI 3.0, 6.2.2: command register
 _BAR0 = slice(0x10, 0x14)
-_DISK = bytes(MIB)
 
 
 def goldens() -> Iterator[Specimen]:
@@ -42,9 +43,12 @@ def half_probed(machine: Specimen) -> Specimen:
     return with_data(machine, f"{machine.name} half probed", {path: function})
 
 
-def stock() -> list[Specimen]:
-    """Return the good machines that need no KVM to be made."""
-    found = list(goldens())
+def stock(architecture: int = EM_X86_64) -> list[Specimen]:
+    """Return the good machines that need no KVM to be made; those that KVM never had, of aarch64 alone."""
+    found = [one for one in goldens() if one.architecture == architecture]
+    if architecture == EM_AARCH64:
+        with tempfile.TemporaryDirectory() as folder:
+            found += made_up(Path(folder))
     return [*found, *(half_probed(one) for one in found if _PROBED_SECTION in one.data())]
 
 
@@ -55,8 +59,8 @@ def live(folder: Path) -> list[Specimen]:
     """
     found = []
     for transport in TRANSPORTS:
-        image, path = folder / f"{transport}.img", folder / f"{transport}.snap"
-        image.write_bytes(_DISK)
+        image = folder / f"{transport}.img"
+        image.write_bytes(DISK)
         devices = (
             Asked("virtio-block", "root", {"path": str(image)}),
             Asked("virtio-net", "eth0", {"tap": TAP}),
@@ -67,14 +71,5 @@ def live(folder: Path) -> list[Specimen]:
         with booted(guest("devices"), memory=4 * MIB, vcpus=2, devices=devices, transport=transport) as rig:
             rig.run()
             rig.serve_until("io 3 ")
-            rig.save(str(path))
-        found.append(specimen(f"live {transport}", path, partial(_as_it_was, image, os.stat(image).st_mtime_ns)))
-        path.unlink()
+            found.append(saved(rig, f"live {transport}", image))
     return found
-
-
-def _as_it_was(image: Path, mtime_ns: int, _folder: Path) -> Ends:
-    """Have the image look as it did at the save, so that a restore takes it: what is in it does not matter."""
-    image.write_bytes(_DISK)
-    os.utime(image, ns=(mtime_ns, mtime_ns))
-    return {}

@@ -1,6 +1,7 @@
 """The sweep: every scalar of every section, once put to each boundary, with nothing else changed.
 
-Of a list the first item stands for all, of alike sections the first; of the machines those of the newest release.
+Of a list the first item stands for all, but of registers that have numbers each; of alike sections the first; of the
+machines those of the newest release, or where there is none of any all.
 """
 
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 from snapkit.state.shape import Bool, Bytes, Choice, Int, Shape
 from tests.mutants.draft import Draft
+from tests.mutants.plain import Place
 from tests.mutants.specimen import Specimen
 
 
@@ -45,17 +47,23 @@ def sweep(machines: list[Specimen]) -> list[Step]:
 
 
 def _steps(machines: list[Specimen]) -> Iterator[Step]:
-    newest = max(machine.name.split(" ")[0] for machine in machines if machine.name[0].isdigit())
-    seen: set[tuple[str, str]] = set()
+    newest = max((machine.name.split(" ")[0] for machine in machines if machine.name[0].isdigit()), default="")
+    seen: set[tuple[str, str, Any]] = set()
     for machine in machines:
         if not machine.name.startswith(newest):
             continue
         draft = Draft(machine, Random(0))
         for number, part in enumerate(draft.parts):
             for at, place in enumerate(draft.places(part)):
-                if (part.kind, place.family) not in seen and (values := boundaries(place.value, place.shape)):
-                    seen.add((part.kind, place.family))
+                family = (part.kind, place.family, _number(place))
+                if family not in seen and (values := boundaries(place.value, place.shape)):
+                    seen.add(family)
                     yield from (Step(machine.name, number, at, value) for value in values)
+
+
+def _number(place: Place) -> Any:
+    """Return which register a value is of, where registers stand in a list by their numbers."""
+    return place.holder.get("id") if place.key == "value" and isinstance(place.holder, dict) else None
 
 
 def swept(step: Step, machines: list[Specimen], rng: Random) -> Draft:

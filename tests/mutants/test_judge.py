@@ -59,7 +59,7 @@ FAULTS: list[tuple[Callable[[Path], None], str]] = [
     (writes_to_the_file, "the file was changed"),
     (leaves_a_file, "came or went"),
     (opens_another_file_to_write, "were opened for writing"),
-    (takes_long, "took over a second"),
+    (takes_long, "took too long"),
 ]
 
 
@@ -67,9 +67,9 @@ FAULTS: list[tuple[Callable[[Path], None], str]] = [
 def test_a_fault_is_held_against_the_file(tmp_path, monkeypatch, fault, said):
     path, real = Draft(stock()[0], Random(0)).write(tmp_path / "good.snap"), checks.check
 
-    def check(*arguments: Any) -> Any:
+    def check(*arguments: Any, **named: Any) -> Any:
         fault(path)
-        return real(*arguments)
+        return real(*arguments, **named)
 
     monkeypatch.setattr(restoring, "check", check)
     with Judge(tmp_path, kvm=False).at_work() as judge:

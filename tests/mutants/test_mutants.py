@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from snapkit.state.codec import encode
+from snapkit.state.machine import EM_AARCH64, EM_X86_64
 from snapkit.state.schema import versions_of
 from snapkit.state.shape import shape_of
 from tests.compat.conftest import need_tap
@@ -24,18 +25,18 @@ from tests.kvm.harness import need_kvm
 from tests.mutants.draft import Draft
 from tests.mutants.judge import RESTORED, Judge
 from tests.mutants.run import SWEEP, Tally, run
-from tests.mutants.soak import render
+from tests.mutants.soak import report
 from tests.mutants.specimen import Specimen
-from tests.mutants.stock import stock
+from tests.mutants.stock import live, stock
 from tests.mutants.sweep import sweep
 
+ARCHITECTURES = (EM_X86_64, EM_AARCH64)
 SEED = 5
 READ, RUN = 300, 250
 READ_S, RUN_S = 4.0, 9.0
 """Where a machine is that slow, the slices end early."""
 SOAK = int(os.environ.get("SNAPKIT_MUTANTS", "10000"))
 GROWTH_MOST = 16 << 20
-REPORT = Path(__file__).parents[1] / "soak.md"
 
 
 @pytest.fixture
@@ -44,9 +45,9 @@ def kvm() -> None:
     need_tap()
 
 
-@pytest.fixture(scope="module")
-def machines() -> list[Specimen]:
-    return stock()
+@pytest.fixture(scope="module", params=ARCHITECTURES, ids=["x86-64", "aarch64"])
+def machines(request: pytest.FixtureRequest) -> list[Specimen]:
+    return stock(request.param)
 
 
 def within(seconds: float) -> Callable[[], bool]:
@@ -61,8 +62,13 @@ def holds(tally: Tally) -> None:
     assert not tally.unequal, "\n".join(tally.unequal)
 
 
-def test_a_mutant_is_read_whole_or_refused_by_its_place(tmp_path):
-    tally = run(SEED, range(READ), tmp_path, kvm=False, until=within(READ_S))
+def all_here(folder: Path) -> list[Specimen]:
+    """Give every machine of this architecture that there is on this host."""
+    return stock() + live(folder)
+
+
+def test_a_mutant_is_read_whole_or_refused_by_its_place(tmp_path, machines):
+    tally = run(SEED, range(READ), tmp_path, lambda _folder: machines, kvm=False, until=within(READ_S))
     holds(tally)
     assert tally.stages[RESTORED] > tally.count // 10
     assert min(tally.stages[stage] for stage in ("open", "decode", "check")) > tally.count // 50
@@ -71,14 +77,14 @@ def test_a_mutant_is_read_whole_or_refused_by_its_place(tmp_path):
 @pytest.mark.kvm
 @pytest.mark.usefixtures("kvm")
 def test_a_mutant_is_restored_and_equal_or_refused_and_harms_nothing(tmp_path):
-    tally = run(SEED, range(RUN), tmp_path, kvm=True, until=within(RUN_S))
+    tally = run(SEED, range(RUN), tmp_path, all_here, kvm=True, until=within(RUN_S))
     holds(tally)
     assert tally.endings["went on"] > tally.count // 10
 
 
 @pytest.mark.parametrize("verify_memory", [False, True], ids=["mapped", "copied"])
 def test_the_machines_themselves_are_taken(tmp_path, machines, verify_memory):
-    with Judge(tmp_path, kvm=False).at_work() as judge:
+    with Judge(tmp_path, kvm=False, architecture=machines[0].architecture).at_work() as judge:
         for machine in machines:
             path = Draft(machine, Random(0)).write(tmp_path / "good.snap")
             verdict = judge.judge(path, machine.ends(tmp_path), verify_memory=verify_memory)
@@ -92,7 +98,7 @@ def test_any_section_that_its_schema_allows_is_taken_or_refused_by_its_place(tmp
     part = data.draw(st.sampled_from(draft.parts), "section")
     state = data.draw(strategy(shape_of(versions_of(part.kind)[part.stored.version].type)), part.name)
     part.raw = encode(state)
-    with Judge(tmp_path, kvm=False).at_work() as judge:
+    with Judge(tmp_path, kvm=False, architecture=machines[0].architecture).at_work() as judge:
         assert judge.judge(draft.write(tmp_path / "any.snap"), {}).complaints == []
 
 
@@ -103,7 +109,7 @@ def test_any_section_that_its_schema_allows_is_taken_or_refused_by_its_place(tmp
 def test_ten_thousand_mutants(tmp_path):
     seed = int(os.environ.get("SNAPKIT_MUTANTS_SEED", "0")) or int.from_bytes(os.urandom(4))
     swept = range(SWEEP, SWEEP + len(sweep(stock())))
-    tally = run(seed, [*swept, *range(SOAK - len(swept))], tmp_path, kvm=True)
-    REPORT.write_text(render(seed, tally))
+    tally = run(seed, [*swept, *range(SOAK - len(swept))], tmp_path, all_here, kvm=True)
+    report("x86-64", seed, tally)
     holds(tally)
     assert tally.grown_len < GROWTH_MOST

@@ -13,9 +13,11 @@ EDGES = (
     *(0xA_0000, 0xE_0000, 0xF_FFFF, MIB, 2 * MIB - 4096, 2 * MIB - 16, 2 * MIB - 1, 2 * MIB, 4 * MIB),
     *(3 * GIB, 3 * GIB - 4096, 4 * GIB, 4 * GIB - 1, 256 * GIB, 512 * GIB, 512 * GIB - 0x8_0000, 1 << 40, 1 << 52),
     *(0xEEB0_0000, 0xEEBF_F000, 0xEEC0_0000, 0xEED0_0000, 0xFEC0_0000, 0xFEE0_0000, 0xFFFB_C000, 0xFFFB_D000),
+    *(0x900_0000, 0x3FFB_0000, 0x3FFD_0000, 0x3FFF_0000, GIB, 0x6FFF_F000, 0x7000_0000, 2 * GIB, 2 * GIB + 4 * MIB),
+    *(1 << 39, 1 << 48),
     *((1 << 63) - 1, 1 << 63, (1 << 64) - 4096, (1 << 64) - 1),
 )
-"""Ends of RAM, of windows and of what KVM answers itself (x86-64 address map), and of what a signed number holds."""
+"""Ends of RAM, of windows and of what KVM answers itself (both address maps), and of what a signed number holds."""
 SMALL = (0, 1, 2, 3, 4, 7, 8, 15, 16, 23, 24, 31, 32, 63, 64, 127, 128, 255, 256, 4095, 4096, 0x7FFF, 0x8000, 0xFFFF)
 TEXTS = ("", "0", "a", "root", "../x", "/", ".", "x\0y", "ä€𝄞", "A" * 32, "A" * 4097, "no-such-thing", "serial-16550/0")
 WRONG: tuple[Any, ...] = (None, [], {}, "", b"", -1, 1 << 63, 1.5, True, [[]], {"a": 1})

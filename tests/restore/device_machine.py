@@ -3,6 +3,7 @@
 `fresh_machine` is how it was switched on, `busy_machine` how it may be saved while drivers are at work.
 """
 
+import copy
 from typing import Any, NamedTuple
 
 from snapkit.state.interrupt_table import RouteState
@@ -13,7 +14,10 @@ from snapkit.state.spec.pci import CAP_ID_MSIX
 from snapkit.state.virtio import VirtioState
 from snapkit.state.virtio_block import DiskHostState, LayerState
 from snapkit.vmm.parts.fresh import Asked, Transport, fresh_sections
+from snapkit.vmm.parts.part import Ground
 from snapkit.vmm.virtio import virtio_balloon, virtio_block, virtio_net, virtio_rng, virtio_vsock
+from tests.grounds import X86_64
+from tests.restore import arm_chips
 from tests.restore.chips import chips
 from tests.restore.machines import MIB, sections
 
@@ -23,6 +27,8 @@ VERSION_1 = 1 << 32
 DRIVER_OK = 0x0F  # ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK: VIRTIO 1.3, 2.1
 MEMORY_AND_MASTER = 0x0006
 MSIX_ENABLE = 0x80
+TRANSLATER = 0x3FFC_0040
+"""In the second frame of the ITS of a machine with one CPU: below its redistributor, below the distributor."""
 DEVICES = {
     "virtio-block": "root",
     "virtio-net": "eth0",
@@ -33,10 +39,21 @@ DEVICES = {
 
 
 class OneRegion:
-    """What `check` looks at of a file's memory."""
+    """What `check` looks at of a file's memory, but for an ITS's tables."""
 
-    def __init__(self, length: int = RAM_LEN) -> None:
-        self.regions = [(0, length)]
+    def __init__(self, length: int = RAM_LEN, at: int = 0) -> None:
+        self.regions = [(at, length)]
+
+
+class Untouched(OneRegion):
+    """Memory that a guest has written nothing to: an ITS has mapped nothing."""
+
+    def read(self, gpa: int, length: int) -> bytes:
+        start, of_ram = self.regions[0]
+        assert not length or start <= gpa < gpa + length <= start + of_ram
+        return bytes(length)
+
+    peek = read
 
 
 class Image(NamedTuple):
@@ -66,23 +83,27 @@ def device_states() -> list[tuple[Asked, VirtioState]]:
     return [(Asked(kind, DEVICES[kind]), state) for kind, state in states.items()]
 
 
-def bare_machine(vcpus: int = 1) -> States:
+def bare_machine(vcpus: int = 1, on: Ground = X86_64, *, messages: bool = False) -> States:
     """Return the sections that every machine has; no tables and no parts."""
-    states: States = {**sections(RAM_LEN), **chips(vcpus)}
-    states[SectionId("machine", "0")].vcpu_count = vcpus
+    base = on.map.ram[0][0]
+    made = chips(vcpus) if on is X86_64 else arm_chips.chips(vcpus, messages=messages)
+    states: States = {**sections(RAM_LEN), **made}
+    whole, layout = states[SectionId("machine", "0")], states[SectionId("memory-layout", "0")]
+    whole.vcpu_count, whole.architecture, layout.regions[0].gpa = vcpus, on.map.architecture, base
     return states
 
 
-def fresh_machine(transport: Transport | None, vcpus: int = 1) -> States:
+def fresh_machine(transport: Transport | None, vcpus: int = 1, on: Ground = X86_64) -> States:
     """Return a machine as it is switched on, with all five devices, or with none where there is no *transport*."""
     devices = device_states() if transport else []
-    return {**bare_machine(vcpus), **fresh_sections(devices, transport, bytes(range(16))).sections}
+    bare = bare_machine(vcpus, on, messages=transport == "pci")
+    return copy.deepcopy({**bare, **fresh_sections(devices, transport, on, bytes(range(16))).sections})
 
 
-def busy_machine(transport: Transport) -> States:
+def busy_machine(transport: Transport, on: Ground = X86_64) -> States:
     """Return a machine whose drivers are at work: rings in RAM, vectors open, one masked and pending."""
-    states = fresh_machine(transport)
-    base = 0x10_0000
+    states = fresh_machine(transport, on=on)
+    base = on.map.ram[0][0] + 0x10_0000
     for kind, instance in DEVICES.items():
         device = states[SectionId(kind, instance)]
         device.acked = VERSION_1
@@ -94,13 +115,13 @@ def busy_machine(transport: Transport) -> States:
             carrier = states[SectionId("virtio-mmio", instance)]
             carrier.status, carrier.driver_features, carrier.interrupt_status = DRIVER_OK, [0, 1], 1
         else:
-            _open_vectors(states, instance)
+            _open_vectors(states, instance, on)
     if transport == "pci":
         states[SectionId("interrupt-table", "0")].routes.sort(key=lambda route: route.gsi)
     return states
 
 
-def _open_vectors(states: States, instance: str) -> None:
+def _open_vectors(states: States, instance: str, on: Ground) -> None:
     carrier, function, msix = (states[SectionId(kind, instance)] for kind in ("virtio-pci", "pci-function", "pci-msix"))
     carrier.device_status, carrier.driver_features = DRIVER_OK, [0, 1]
     carrier.config_msix_vector = 0
@@ -109,11 +130,12 @@ def _open_vectors(states: States, instance: str) -> None:
     config[4:6] = MEMORY_AND_MASTER.to_bytes(2, "little")
     config[(find_capability(config, CAP_ID_MSIX) or 0) + 3] |= MSIX_ENABLE
     function.config = bytes(config)
+    target, sender = (0xFEE0_0000, 0) if on is X86_64 else (TRANSLATER, function.slot << 3)
     for number, (entry, gsi) in enumerate(zip(msix.entries, msix.gsis, strict=True)):
-        entry.address, entry.data = 0xFEE0_0000, 0x4000 | gsi
+        entry.address, entry.data = target, 0x4000 | gsi if on is X86_64 else number
         if number:
             entry.control = 0
-            route = RouteState(gsi=gsi, address=entry.address, data=entry.data, owner=f"pci-msix/{instance}")
+            route = RouteState(gsi=gsi, address=target, data=entry.data, device_id=sender, owner=f"pci-msix/{instance}")
             states[SectionId("interrupt-table", "0")].routes.append(route)
     msix.pending[0] = 1
 

@@ -15,6 +15,7 @@ from snapkit.state import codec
 from snapkit.state.releases import current_release
 from snapkit.state.schema import SectionId, State, versions_of
 from snapkit.vmm.parts.fresh import fresh_sections
+from tests.grounds import X86_64
 from tests.restore.chips import chips
 from tests.restore.forge import ENTRY, PREAMBLE, Forge, Section, snapshot_parts
 from tests.restore.machines import MIB, ram, save, sections
@@ -44,7 +45,7 @@ def write_real(path: Path) -> Path:
 
 def made_up() -> dict[SectionId, State]:
     """Return the sections of a machine without devices, without a machine."""
-    states = sections(2 * MIB) | fresh_sections([], None, bytes(16)).sections | chips(VCPUS)
+    states = sections(2 * MIB) | fresh_sections([], None, X86_64, bytes(16)).sections | chips(VCPUS)
     machine: Any = states[SectionId("machine", "0")]
     machine.vcpu_count = VCPUS
     return states

@@ -2,15 +2,17 @@
 
 import pytest
 
-from snapkit.restore.check import claims, memory
 from snapkit.restore.check import pci as pci_checks
 from snapkit.state.codec import checked
 from snapkit.state.pci_msix import MsixEntryState
+from snapkit.state.spec import address_map
+from snapkit.state.vcpu_aarch64 import Reg
 from snapkit.state.virtio_pci import VirtioPciState
 from snapkit.vmm.arch.x86_64 import layout
-from snapkit.vmm.parts.fresh import POOLS
 from snapkit.vmm.virtio import pci_layout
-from tests.restore.broken import TABLE, VCPU0, VCPU1, at, findings, good, move_bar, msix_at, patch
+from tests.grounds import AARCH64, X86_64
+from tests.restore import arm_chips
+from tests.restore.broken import ARM0, ARM1, TABLE, VCPU0, VCPU1, at, findings, good, move_bar, msix_at, patch
 from tests.restore.device_machine import DEVICES, States, busy_machine, fresh_machine, with_ram
 
 
@@ -147,6 +149,15 @@ def nonsense_in_debug_registers(states: States) -> None:
     states[VCPU0].debugregs.dr6 = states[VCPU0].debugregs.dr7 = 0xFFFF_FFFF
 
 
+def misaligned_sse_mode(states: States) -> None:
+    states[VCPU0].xsave = states[VCPU0].xsave[:26] + b"\2" + states[VCPU0].xsave[27:]  # MXCSR.MM, on AMD's processors
+
+
+def an_init_that_waits(states: States) -> None:
+    """A message of delivery mode INIT that was sent between two reads of a save."""
+    states[VCPU0].events.smi_latched_init = 1
+
+
 ALLOWED = [
     pending_bar_move,
     bar_moved_where_nothing_is,
@@ -176,6 +187,8 @@ ALLOWED = [
     five_level_paging_that_cpuid_tells,
     only_x87_enabled,
     nonsense_in_debug_registers,
+    misaligned_sse_mode,
+    an_init_that_waits,
 ]
 
 
@@ -184,6 +197,110 @@ def test_what_a_guest_may_leave_behind_is_no_finding(change):
     states = good("pci")
     change(states)
     assert findings(states) == []
+
+
+def lpi_tables_nowhere(states: States) -> None:
+    redistributor = at(states, "gicv3-redistributor", "0")
+    redistributor.propbaser, redistributor.pendbaser = 0x1_0000_0000_0000, 0
+
+
+def lpis_disabled_again(states: States) -> None:
+    at(states, "gicv3-redistributor", "0").ctlr = 6
+
+
+def interrupts_for_cpus_that_there_are_not(states: States) -> None:
+    at(states, "gicv3-distributor", "0").irouter = [0xFF_FFFF] * 96
+
+
+def all_ones_in_the_distributor(states: States) -> None:
+    distributor = at(states, "gicv3-distributor", "0")
+    for name in ("igroupr", "isenabler", "ispendr", "isactiver", "ipriorityr"):
+        setattr(distributor, name, [0xFFFF_FFFF] * len(getattr(distributor, name)))
+
+
+def distributor_off(states: States) -> None:
+    at(states, "gicv3-distributor", "0").ctlr = 0x50
+
+
+def queue_of_the_its_nowhere(states: States) -> None:
+    at(states, "gicv3-its", "0").cbaser |= 0xF_FFFF_0000_0000
+
+
+def an_its_that_waits_for_its_enabling(states: States) -> None:
+    its = at(states, "gicv3-its", "0")
+    its.ctlr, its.creadr = 0, 0
+    its.baser[0] &= ~(1 << 63)
+
+
+def an_its_as_kvm_makes_it(states: States) -> None:
+    its = at(states, "gicv3-its", "0")
+    its.ctlr, its.cbaser, its.creadr, its.cwriter = 0x8000_0000, 0, 0, 0
+    its.baser = [0x3900_0000_0000_0600, 0x3C00_0000_0000_0600, *[0] * 6]
+
+
+def all_cpus_stopped(states: States) -> None:
+    states[ARM0].mp_state = 5
+
+
+def user_code_of_32_bits(states: States) -> None:
+    next(reg for reg in states[ARM0].regs if reg.id == arm_chips.PSTATE).value = 0x6000_0030
+
+
+def nonsense_in_system_registers(states: States) -> None:
+    for reg in states[ARM0].regs:
+        if reg.id in (arm_chips.SCTLR, arm_chips.TIMER_CTL, arm_chips.TIMER_CVAL, arm_chips.PC):
+            reg.value = (1 << 64) - 1
+
+
+def no_redistributor_told_to_be_the_last(states: States) -> None:
+    for section, state in states.items():
+        if section.kind == "gicv3-redistributor":
+            state.typer &= ~(1 << 4)
+
+
+ALLOWED_ON_ARM = [
+    lpi_tables_nowhere,
+    lpis_disabled_again,
+    interrupts_for_cpus_that_there_are_not,
+    all_ones_in_the_distributor,
+    distributor_off,
+    queue_of_the_its_nowhere,
+    an_its_that_waits_for_its_enabling,
+    an_its_as_kvm_makes_it,
+    all_cpus_stopped,
+    user_code_of_32_bits,
+    nonsense_in_system_registers,
+    no_redistributor_told_to_be_the_last,
+]
+
+
+@pytest.mark.parametrize("change", ALLOWED_ON_ARM, ids=lambda change: change.__name__)
+def test_what_an_aarch64_guest_may_leave_behind_is_no_finding(change):
+    states = good("arm-pci")
+    change(states)
+    assert findings(states) == []
+
+
+def test_cpus_with_sve_have_nothing_wrong():
+    states = good("arm-none")
+    for section in (ARM0, ARM1):
+        arm_chips.with_sve(states[section])
+        states[section].features[0] |= arm_chips.PTRAUTH
+    assert findings(states) == []
+
+
+def test_the_physical_counter_is_one_for_all_cpus_as_well():
+    states = good("arm-none")
+    states[ARM0].regs.append(Reg(id=arm_chips.PTIMER_CNT, value=7))
+    states[ARM0].realtime_ns = 1_790_000_000 * 10**9
+    assert findings(states) == []
+    states[ARM1].regs.append(Reg(id=arm_chips.PTIMER_CNT, value=7))
+    assert [finding.rule for finding in findings(states)] == ["vcpus.counter"]
+
+
+@pytest.mark.parametrize("vcpus", [1, 2, 8, 17])
+def test_any_number_of_aarch64_cpus_is_numbered_as_kvm_does(vcpus):
+    assert findings(fresh_machine(None, vcpus, AARCH64)) == []
 
 
 def each_its_own_cpuid(states: States) -> None:
@@ -200,14 +317,16 @@ def test_cpus_differ_in_what_is_their_own():
     assert findings(states) == []
 
 
+@pytest.mark.parametrize("on", [X86_64, AARCH64], ids=["x86-64", "aarch64"])
 @pytest.mark.parametrize("transport", [None, "pci", "mmio"])
-def test_a_machine_that_was_just_switched_on_has_nothing_wrong(transport):
-    assert findings(fresh_machine(transport)) == []
+def test_a_machine_that_was_just_switched_on_has_nothing_wrong(transport, on):
+    assert findings(fresh_machine(transport, on=on)) == []
 
 
+@pytest.mark.parametrize("on", [X86_64, AARCH64], ids=["x86-64", "aarch64"])
 @pytest.mark.parametrize("transport", ["pci", "mmio"])
-def test_a_machine_at_work_is_encodable(transport):
-    states = busy_machine(transport)
+def test_a_machine_at_work_is_encodable(transport, on):
+    states = busy_machine(transport, on)
     assert {name: checked(state) for name, state in states.items()} == states
 
 
@@ -221,13 +340,17 @@ def test_rings_may_lie_in_any_region_of_ram_but_not_across_two():
     assert "virtio.ring" in {finding.rule for finding in findings(states)}
 
 
-def test_the_checks_restate_the_monitors_address_map():
-    assert {pool.pool: (pool.start, pool.length) for pool in POOLS} == claims.POOLS
-    assert claims.MMIO_SLOTS_START == layout.VIRTIO_MMIO_START
-    assert claims.MMIO32_END == layout.MMIO32_END
+def test_the_monitors_layout_restates_the_address_map():
+    assert address_map.X86_64.pool("mmio32") == (layout.MMIO32_START, layout.MMIO32_END)
+    assert address_map.X86_64.pool("mmio64") == (layout.MMIO64_START, layout.MMIO64_START + layout.MMIO64_LEN)
+    assert range(*address_map.X86_64.pool("gsi-legacy")) == layout.GSI_LEGACY
+    assert range(*address_map.X86_64.pool("gsi-msi")) == layout.GSI_MSI
+    assert address_map.X86_64.slots == (layout.VIRTIO_MMIO_START, layout.MMIO32_END)
+    assert address_map.X86_64.ecam == layout.ECAM_START
+    assert address_map.X86_64.pins["serial-16550"] == (layout.GSI_SERIAL, True)
     assert pci_checks.VIRTIO_BAR == (pci_layout.BAR, 64, pci_layout.BAR_LEN)
     low, high = layout.ram_regions(layout.RAM_LEN_MAX)
-    assert ((low[0], sum(low)), (high[0], layout.MMIO64_START)) == memory.RAM_WINDOWS
+    assert ((low[0], sum(low)), (high[0], layout.MMIO64_START)) == address_map.X86_64.ram
     assert sum(high) <= layout.MMIO64_START
 
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapkit.errors import ConfigError, Finding
-from snapkit.restore import compatible as judged
-from snapkit.restore.compatible import FORCIBLE, RULES, advice, compatible, overridden
+from snapkit.restore.compatible import advice, compatible, forcible, overridden, rules_of
+from snapkit.restore.compatible.machine import NEEDS
 from snapkit.restore.compatible.x86_64 import BASELINE, MMIO64_END, TOLD, UNLISTED
 from snapkit.state.host_facts import HostFacts, KvmFacts, read_facts
 from snapkit.state.interrupt_table import InterruptTableState, RouteState
@@ -22,12 +22,13 @@ from snapkit.state.machine import EM_X86_64, MachineState
 from snapkit.state.memory_layout import MemoryLayoutState, RegionState
 from snapkit.state.schema import SectionId
 from snapkit.state.shape import shape_of
+from snapkit.state.spec.address_map import X86_64
 from snapkit.state.spec.cpuid import FEATURES, LEVELS, REGISTERS, feature_name, leaf_name
 from snapkit.state.spec.x86 import MSRS
 from snapkit.state.vcpu_x86_64 import CpuidEntry, Msr, VcpuState, Xcr
+from snapkit.vmm import facts as vmm_facts
 from snapkit.vmm.arch.x86_64 import cpuid as profiles
 from snapkit.vmm.arch.x86_64 import layout, msrs
-from snapkit.vmm.facts import CAPABILITIES
 from snapkit.vmm.kvm import abi, abi_x86
 from tests.contract.generate import smallest
 from tests.restore.device_machine import fresh_machine
@@ -36,6 +37,7 @@ States = dict[SectionId, Any]
 MACHINE, BOOT, SECOND = SectionId("machine", "0"), SectionId("vcpu-x86-64", "0"), SectionId("vcpu-x86-64", "1")
 TABLE, LAYOUT = SectionId("interrupt-table", "0"), SectionId("memory-layout", "0")
 GIB = 1 << 30
+ARM_KINDS = {"vcpu-aarch64", "gicv3-distributor"}
 EXACT = 1  # KVM_CPUID_FLAG_SIGNIFCANT_INDEX
 AVX2, LA57 = 1 << 5, 1 << 16  # leaf 7.0, EBX and ECX
 KVM_CLOCK = 0x4B56_4D01
@@ -101,7 +103,7 @@ def facts(**fields: Any) -> HostFacts:
 
 
 def capabilities(**fields: int) -> dict[str, int]:
-    usual = {name: 1 for name, *_ in CAPABILITIES}
+    usual = {name: 1 for name, *_ in vmm_facts.capabilities("x86_64")}
     return usual | {"KVM_CAP_IRQ_ROUTING": 4096, "KVM_CAP_XSAVE2": 4096, "KVM_CAP_TSC_CONTROL": 0} | fields
 
 
@@ -275,6 +277,10 @@ def long_vector_state(states: States) -> None:
     states[BOOT].xsave = bytes(11008)
 
 
+def misaligned_sse_mode(states: States) -> None:
+    states[BOOT].xsave = bytes(24) + b"\x80\x1f\2\0" + bytes(4068)
+
+
 def five_levels(states: States) -> None:
     leaf(states[BOOT].cpuid, 7).ecx = LA57
 
@@ -297,6 +303,12 @@ WANTS: dict[Callable[[States], None], list[str]] = {
     high_gsi: ["interrupt-table/0.routes[0].gsi is 70, must be below 64 on this host"],
     much_memory: ["memory-layout/0.regions is up to 0x400040000000, 47 bits, must be at most 46 on this host"],
     long_vector_state: ["vcpu-x86-64/0.xsave is 11008 bytes, must be at most 4096 on this host"],
+    misaligned_sse_mode: [
+        (
+            "vcpu-x86-64/0.xsave[24:28] is 0x21f80, with MXCSR.MM, "
+            "must be without: this host's processor has no such bit"
+        ),
+    ],
     five_levels: [
         "vcpu-x86-64/0.cpuid[2].ecx is cpuid 7.0:ECX la57, must be absent: this host's KVM does not offer it"
     ],
@@ -385,11 +397,14 @@ def bare_host() -> HostFacts:
     return facts(cpuid=entries, msrs=listed, clock_source="hpet")
 
 
-def test_a_baseline_machine_asks_for_its_address_bits_alone():
-    assert told(baseline(), bare_host()) == []
+def test_a_baseline_machine_asks_for_address_bits_by_where_its_memory_ends_and_not_by_what_all_of_them_are_told():
     narrow = facts(cpuid=[vendor(0), CpuidEntry(function=0x8000_0008, eax=36)], msrs=bare_host().msrs)
-    assert told(baseline(), narrow) == [
-        "vcpu-x86-64/0.cpuid[8].eax is 40 physical address bits, must be at most 36 on this host"
+    for host in (bare_host(), narrow):
+        assert told(baseline(), host) == []
+    states = baseline()
+    states[LAYOUT].regions = [RegionState(gpa=0, length=GIB), RegionState(gpa=1 << 36, length=GIB)]
+    assert told(states, narrow) == [
+        "memory-layout/0.regions is up to 0x1040000000, 37 bits, must be at most 36 on this host"
     ]
 
 
@@ -414,8 +429,9 @@ def test_the_profile_is_stated_as_the_monitor_makes_it():
 def test_what_the_rules_restate_of_the_monitor_is_so():
     assert MMIO64_END == layout.MMIO64_START + layout.MMIO64_LEN
     pins = len(abi_x86.IDENTITY_ROUTES) // len(abi.irqchip_route(0, 0, 0))
-    assert judged.machine.PIN_ROUTES[EM_X86_64] == pins
-    assert {name for names in judged.machine.NEEDS.values() for name in names} <= {name for name, *_ in CAPABILITIES}
+    assert X86_64.pin_routes == pins
+    asked = {one.name for machine in vmm_facts.ARCHITECTURES for one in vmm_facts.capabilities(machine)}
+    assert {name for names in NEEDS.values() for name in names} <= asked
     assert set(msrs.BASELINE) - set(bare_host().msrs) <= UNLISTED
 
 
@@ -423,7 +439,7 @@ def test_what_the_rules_restate_of_the_monitor_is_so():
 
 
 def test_names_of_rules_are_those_that_findings_have():
-    given = {"host." + rule.name for rule in RULES}
+    given = {"host." + rule.name for rule in rules_of(EM_X86_64)}
     everything = [facts(**changed) for changed, _ in LACKS.values()]
     states = machine(vcpus=2)
     for want in (many_routes, much_memory, long_vector_state):
@@ -440,7 +456,7 @@ def test_forced_findings_are_left_out_and_the_rest_stays():
     states = machine(vcpus=2)
     assert [finding.rule for finding in overridden(states, host, ["cpuid", "msrs"])] == ["host.tsc"]
     assert [[msr.index for msr in states[name].msrs] for name in (BOOT, SECOND)] == [[0x10, 0x2FF, KVM_CLOCK]] * 2
-    assert overridden(states, host, FORCIBLE) == []
+    assert overridden(states, host, forcible()) == []
     assert [[msr.index for msr in states[name].msrs] for name in (BOOT, SECOND)] == [[0x2FF, KVM_CLOCK]] * 2
     assert (states[MACHINE].tsc_khz, states[BOOT].tsc_khz, states[SECOND].tsc_khz) == (2_600_000, 0, 0)
     assert compatible(states, host) == overridden(states, host, ["msrs"])
@@ -448,7 +464,7 @@ def test_forced_findings_are_left_out_and_the_rest_stays():
 
 def test_forcing_what_is_not_found_changes_nothing():
     states = machine()
-    assert overridden(states, facts(), FORCIBLE) == []
+    assert overridden(states, facts(), forcible()) == []
     assert msgspec.to_builtins(states[BOOT]) == msgspec.to_builtins(machine()[BOOT])
     assert states[MACHINE] == machine()[MACHINE]
 

@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 
-from snapkit.restore.equality import CLOCKS, Elapsed, differences, elapsed
+from snapkit.restore.equality import EXEMPT, Elapsed, differences, elapsed
 from snapkit.state.codec import checked
 from snapkit.state.kvm_clock import KvmClockState
 from snapkit.state.schema import SectionId, State
 from snapkit.state.serial_16550 import SerialState
+from snapkit.state.vcpu_aarch64 import Aarch64VcpuState, Reg, SErrorEvents
 from snapkit.state.vcpu_x86_64 import (
     Debugregs,
     DescriptorTable,
@@ -20,6 +21,8 @@ from snapkit.state.vcpu_x86_64 import (
     VcpuState,
 )
 
+X0, TIMER_CNT = 0x6030_0000_0010_0000, 0x6030_0000_0013_DF1A  # UAPI asm/kvm.h of arm64
+AARCH64_VCPU = SectionId("vcpu-aarch64", "0")
 VCPU, CLOCK, SERIAL = SectionId("vcpu-x86-64", "0"), SectionId("kvm-clock", "0"), SectionId("serial-16550", "0")
 TSC, STAR, DEADLINE = 0x10, 0xC000_0081, 0x6E0  # Intel SDM volume 4
 LVT_TIMER, TMICT, TMCCT, TDCR = 0x320, 0x380, 0x390, 0x3E0  # Intel SDM volume 3, local APIC register map
@@ -123,6 +126,27 @@ def test_the_rest_of_the_local_apic_may_not_change():
     assert found.startswith("vcpu-x86-64/0.lapic[256:257] is 01, must be 00")
 
 
+def aarch64_vcpu(*, counter: int = 1000, x0: int = 7, realtime_ns: int = 5) -> Aarch64VcpuState:
+    return Aarch64VcpuState(
+        id=0,
+        target=5,
+        features=[4, 0, 0, 0, 0, 0, 0],
+        mp_state=0,
+        counter_hz=1_500_000_001,
+        realtime_ns=realtime_ns,
+        regs=[Reg(id=X0, value=x0), Reg(id=TIMER_CNT, value=counter)],
+        vectors=[],
+        events=SErrorEvents(),
+    )
+
+
+def test_an_aarch64_counter_may_advance_at_its_own_rate_and_no_further():
+    start = aarch64_vcpu()
+    assert compared(start, aarch64_vcpu(counter=1_501_001, realtime_ns=1_000_005), AARCH64_VCPU) == []
+    for changed in ({"counter": 1_501_002}, {"counter": 999}, {"realtime_ns": 1_000_006}, {"x0": 8}):
+        assert len(compared(start, aarch64_vcpu(**changed), AARCH64_VCPU)) == 1
+
+
 def test_sections_that_come_or_go_are_differences():
     found = differences({SERIAL: SerialState()}, {CLOCK: KvmClockState(clock_ns=0, realtime_ns=0)}, ONE_MS)
     assert [finding.component for finding in found] == ["kvm-clock/0", "serial-16550/0"]
@@ -140,6 +164,14 @@ def test_elapsed_rounds_cycles_up():
     assert elapsed(1_000_000, tsc_khz=2_100_000) == Elapsed(1_000_000, 2_100_000)
 
 
-def test_every_clock_says_why_it_may_differ():
-    assert {clock.kind for clock in CLOCKS} == {"vcpu-x86-64", "kvm-clock"}
-    assert all(len(clock.reason) > 20 for clock in CLOCKS)
+def test_mask_that_a_hosts_processor_puts_beside_mxcsr_may_be_another_hosts_and_mxcsr_may_not():
+    amd, intel = vcpu(), vcpu()
+    amd.xsave, intel.xsave = (bytes(28) + mask + bytes(4064) for mask in (b"\xff\xff\2\0", b"\xff\xff\0\0"))
+    assert compared(amd, intel) == []
+    intel.xsave = bytes(24) + b"\x80" + intel.xsave[25:]
+    assert [finding.component for finding in differences({VCPU: amd}, {VCPU: intel}, ONE_MS)] == ["vcpu-x86-64/0"]
+
+
+def test_every_exempt_field_says_why_it_may_differ():
+    assert {field.kind for field in EXEMPT} == {"vcpu-x86-64", "kvm-clock", "vcpu-aarch64"}
+    assert all(len(field.reason) > 20 for field in EXEMPT)

@@ -71,6 +71,7 @@ def test_any_layout_of_ram_and_zeros_comes_back(path, lengths, holes, pages):
         assert image.memory.regions == [(start, length) for start, _view, length in memory]
         for start, view, length in memory:
             assert image.memory.read(start, length) == view
+            assert image.memory.peek(start, length) == view
         assert image.verify() == []
         content = path.read_bytes()
         for run in image.memory.runs():
@@ -173,6 +174,21 @@ def test_reading_a_damaged_chunk_is_refused(path):
     _flip(path, 65536 + MIB)
     with Image.open(path) as image, pytest.raises(ImageError, match=r"0x0-0x1fffff is damaged"):
         image.memory.read(3 * PAGE, 6)
+
+
+def test_peeking_into_a_damaged_chunk_shows_what_a_mapping_shows(path):
+    save(path)
+    _flip(path, 65536 + MIB)
+    with Image.open(path) as image:
+        assert image.memory.peek(3 * PAGE, 6) == b"fourth"
+
+
+def test_peeking_behind_the_end_of_a_file_that_became_shorter_is_refused(path):
+    save(path)
+    with Image.open(path) as image:
+        os.truncate(path, 65536 + MIB)
+        with pytest.raises(ImageError, match="damaged"):
+            image.memory.peek(MIB - 8, 16)
 
 
 @pytest.mark.parametrize(("gpa", "length"), [(4 * MIB, 1), (4 * MIB - 1, 2), (0, 5 * MIB), (1 << 60, 8)])

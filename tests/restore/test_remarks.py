@@ -8,7 +8,8 @@ import pytest
 from snapkit.errors import Finding
 from snapkit.restore.check import REMARKS, check, explained, remarks
 from snapkit.state.virtio import VirtioState
-from tests.restore.broken import GENERATION, at, said
+from tests.grounds import AARCH64
+from tests.restore.broken import GENERATION, LAYOUT, at, said
 from tests.restore.device_machine import RAM_LEN, OneRegion, States, busy_machine
 
 
@@ -16,7 +17,8 @@ class Memory(OneRegion):
     """RAM with the rings of a machine as its devices left them."""
 
     def __init__(self, states: States) -> None:
-        super().__init__()
+        super().__init__(at=states[LAYOUT].regions[0].gpa)
+        self.start = self.regions[0][0]
         self.content = bytearray(RAM_LEN)
         self.read_gpas: list[int] = []
         for state in states.values():
@@ -28,12 +30,15 @@ class Memory(OneRegion):
         self.write(generation.gpa, generation.generation)
 
     def write(self, gpa: int, payload: bytes) -> None:
+        gpa -= self.start
         self.content[gpa : gpa + len(payload)] = payload
 
     def read(self, gpa: int, length: int) -> bytes:
-        assert 0 < length <= 16
+        assert 0 < length <= 4096  # of rings a field at a time, of tables a page
         self.read_gpas.append(gpa)
-        return bytes(self.content[gpa : gpa + length])
+        return bytes(self.content[gpa - self.start :][:length])
+
+    peek = read
 
 
 def root_queue(states: States) -> Any:
@@ -70,6 +75,19 @@ STRANGE: list[tuple[Callable[[States, Memory], None], set[str]]] = [
     (used_ring_in_the_descriptor_table, {"rings.apart: virtio-block/root.queues[0].device"}),
     (generation_written_by_the_guest, {"generation.kept: vmgenid/0.generation"}),
 ]
+
+
+def test_lpi_tables_that_are_nowhere_are_remarked_upon_and_are_no_finding():
+    states = busy_machine("pci", AARCH64)
+    memory = Memory(states)
+    unmapped = said(remarked(states, memory))  # this memory has no tables of an ITS
+    assert {one.partition(":")[0] for one in unmapped} == {"its.mapped"}
+    redistributor = at(states, "gicv3-redistributor", "0")
+    redistributor.propbaser, redistributor.pendbaser = 0x4000_0000, 0x1_0000_0000_0000
+    expected = {f"lpis.tables: gicv3-redistributor/0.{name}" for name in ("propbaser", "pendbaser")}
+    assert said(remarked(states, memory)) == expected | unmapped
+    redistributor.ctlr = 0
+    assert said(remarked(states, memory)) == unmapped
 
 
 def remarked(states: States, memory: Any) -> list[Finding]:
@@ -127,5 +145,9 @@ def test_no_check_reads_memory():
 
 def test_every_remark_has_a_case_and_is_explained_as_one():
     rules = {remark.rule for remark in REMARKS}
+    cases = {one.partition(":")[0] for _, expected in STRANGE for one in expected} | {
+        "lpis.tables",
+        "its.mapped",
+    }  # the last: test_check_its.py
     assert {rule.name for rule in explained() if rule.about == "remarks"} == rules
-    assert {one.partition(":")[0] for _, expected in STRANGE for one in expected} == rules
+    assert cases == rules

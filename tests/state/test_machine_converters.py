@@ -18,6 +18,7 @@ from snapkit.state.schema import SectionId, State, current, versions_of
 from snapkit.state.shape import shape_of
 from snapkit.vmm.parts.fresh import fresh_sections
 from tests.contract.generate import random_value, smallest, strategy
+from tests.grounds import X86_64
 from tests.restore.device_machine import DEVICES, States, bare_machine, busy_machine, fresh_machine
 
 OLD, NEW = "0.1.0", "0.2.0"
@@ -49,7 +50,7 @@ def test_going_up_adds_the_two_tables_and_leaves_the_rest_as_it_was():
 
 def test_what_is_added_is_what_a_new_machine_without_devices_begins_with():
     after = convert_sections(old_machine(), OLD, NEW)
-    begun = fresh_sections([], None, bytes(16)).sections
+    begun = fresh_sections([], None, X86_64, bytes(16)).sections
     assert after[CLAIMS] == begun[CLAIMS]
     assert after[TABLE] == begun[TABLE]
     assert after[TABLE] == InterruptTableState(lines=[LineState(gsi=4, edge=True, owner="serial-16550/0")])
@@ -109,7 +110,7 @@ def test_a_machine_with_devices_is_refused_with_every_reason(transport):
 
 
 def test_a_transport_alone_is_a_reason():
-    states = {**bare_machine(), **fresh_sections([], "pci", bytes(16)).sections}
+    states = {**bare_machine(), **fresh_sections([], "pci", X86_64, bytes(16)).sections}
     assert reasons(states) == {
         "pci-segment/0",
         "pci-function/host-bridge",

@@ -1,13 +1,16 @@
 """What must hold across the parts of a machine before any of it is rebuilt: pure, all findings at once.
 
 A single value out of its bounds never gets here: decoding refuses it. Each invariant is a small named function with its
-reason, in one module a concern (identity, memory, claims, pci, interrupts, queues, vcpus, clock); `INVARIANTS` is the
-list that `check` runs. What one section alone must hold is told by the module of its kind: its function ``invariants``
-finds it, its table ``RULES`` names it. `explained` gives both, for ``snapkit verify --explain``.
+reason, in one module a concern (identity, memory, claims, pci, interrupts, queues, vcpus, clock, gic, its, vcpus_aarch64).
+`COMMON` is the list that `check` runs for every machine; the module of an architecture has the list of those that look at
+its CPUs and chips only, and is imported for a machine of its. What one section alone must hold is told by the module of
+its kind: its function ``invariants`` finds it, its table ``RULES`` names it. `explained` gives all, for
+``snapkit verify --explain``.
 
 What is a finding: a state that no monitor could have saved, or that KVM or a rebuild would refuse. What a guest may bring
 about by what it writes, to a register or to its own memory, never is one, whatever nonsense: its snapshot must restore.
-So no invariant reads guest memory, all of which is the guest's: `remarks` does, for people, and refuses nothing.
+So no invariant reads guest memory, all of which is the guest's: `remarks` does, for people, and refuses nothing. The one
+exception is what KVM itself keeps there and would refuse (`its`).
 
 Every restore runs all of them, and nearly every machine passes, so an invariant is written for the machine that does:
 
@@ -20,18 +23,21 @@ Every restore runs all of them, and nearly every machine passes, so an invariant
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
+from importlib import import_module
 from sys import modules
 from typing import NamedTuple
 
 from snapkit.errors import Finding
-from snapkit.restore.check import claims, clock, identity, interrupts, memory, pci, queues, vcpus
+from snapkit.restore.check import claims, identity, interrupts, memory, pci, queues
 from snapkit.restore.check.identity import check_labels
 from snapkit.restore.check.remarks import REMARKS, remarks
 from snapkit.restore.check.sections import Findings, Index, Invariant, Sections, invariant
 from snapkit.restore.pages import Pages
+from snapkit.state.machine import EM_AARCH64, EM_X86_64
 from snapkit.state.schema import KINDS, State, current
+from snapkit.state.spec.address_map import MAPS
 
-__all__ = ["INVARIANTS", "REMARKS", "Rule", "check", "check_labels", "explained", "remarks"]
+__all__ = ["COMMON", "REMARKS", "Rule", "check", "check_labels", "explained", "invariants_of", "remarks"]
 
 
 @invariant()
@@ -50,9 +56,10 @@ def _invariants(cls: type[State]) -> Callable[[State, str], Iterable[Finding]] |
     return found
 
 
-INVARIANTS: tuple[Invariant, ...] = (
+COMMON: tuple[Invariant, ...] = (
     identity.sections_complete,
     identity.architecture_known,
+    identity.vcpus_dense,
     identity.devices_complete,
     identity.one_transport,
     identity.segment_complete,
@@ -73,46 +80,34 @@ INVARIANTS: tuple[Invariant, ...] = (
     pci.bars_beside_slots,
     pci.vectors_fit,
     pci.vectors_for_queues,
+    interrupts.lines_in_range,
+    interrupts.routes_in_range,
     interrupts.lines_agree,
     interrupts.routes_agree,
     queues.transports_agree,
-    interrupts.pics_possible,
-    interrupts.ioapic_possible,
     queues.nothing_in_flight,
-    vcpus.vcpus_dense,
-    vcpus.vcpu_lists_unique,
-    vcpus.cpuid_agrees,
-    vcpus.cpuid_tells_the_id,
-    vcpus.virtual_width_known,
-    vcpus.mp_state_known,
-    vcpus.rflags_possible,
-    vcpus.cr0_possible,
-    vcpus.cr4_possible,
-    vcpus.efer_defined,
-    vcpus.long_mode_whole,
-    vcpus.segments_possible,
-    vcpus.efer_once,
-    vcpus.apic_base_possible,
-    vcpus.lapic_id_possible,
-    vcpus.task_priority_once,
-    vcpus.interrupt_once,
-    vcpus.xcr0_possible,
-    vcpus.xsave_header_possible,
-    vcpus.debug_registers_possible,
-    vcpus.exception_possible,
-    vcpus.events_possible,
-    clock.pit_possible,
-    clock.kvm_clock_possible,
-    clock.tsc_rates_agree,
 )
 
 
-def check(sections: Sections, pages: Pages) -> list[Finding]:
-    """Return everything that is wrong with the machine as a whole; empty when it may be rebuilt."""
+_MODULES = {EM_X86_64: "x86_64", EM_AARCH64: "aarch64"}
+
+
+def invariants_of(architecture: int) -> tuple[Invariant, ...]:
+    """Return every invariant of a machine of *architecture*, an ELF machine number that `MAPS` has."""
+    own: tuple[Invariant, ...] = import_module(f"{__name__}.{_MODULES[architecture]}").INVARIANTS
+    return COMMON + own
+
+
+def check(sections: Sections, pages: Pages, *, sound: bool = False) -> list[Finding]:
+    """Return everything that is wrong with the machine as a whole; empty when it may be rebuilt.
+
+    *sound*: these very sections were found to be so before, so that only what reads memory is asked.
+    """
     index = Index(sections)
     return [
         finding if finding.rule else finding._replace(rule=invariant.rule)
-        for invariant in INVARIANTS
+        for invariant in invariants_of(index.map.architecture)
+        if invariant.memory or not sound
         for finding in invariant(index, pages)
     ]
 
@@ -132,7 +127,8 @@ class Rule(NamedTuple):
 def explained() -> list[Rule]:
     """Return every rule that `check` knows: across sections, of one section, and what is only remarked upon."""
     rules = [Rule(identity.LABELS, "identity", identity.LABELS_REASON)]
-    rules += [Rule.of(one) for one in INVARIANTS if one.rule]
+    every = dict.fromkeys(one for architecture in MAPS for one in invariants_of(architecture))
+    rules += [Rule.of(one) for one in every if one.rule]
     about: dict[tuple[str, str], list[str]] = {}
     for kind, name, reason in _rules_of_kinds():
         about.setdefault((name, reason), []).append(kind)

@@ -1,5 +1,7 @@
 """What is taken: the pools of the address map, and that the allocator and the devices agree on who has what."""
 
+from collections.abc import Mapping
+
 from snapkit.errors import Finding
 from snapkit.restore.check.sections import Findings, Index, invariant
 from snapkit.restore.pages import Pages
@@ -13,31 +15,32 @@ from snapkit.state.vmgenid import VmgenidState
 Claim = tuple[str, int, int, str]
 """Pool, start, length, owner."""
 
-# The address map of x86-64 machines, which never changes: what there is to claim, by pool, as (start, length).
-POOLS: dict[str, tuple[int, int]] = {
-    "gsi-legacy": (5, 19),
-    "gsi-msi": (24, 4072),
-    "mmio32": (0xC000_0000, 0x2EC0_0000),
-    "mmio64": (0x40_0000_0000, 0x40_0000_0000),
-    "pci-slot": (1, 31),
-}
-MMIO32_END = 0xEEC0_0000
-MMIO_SLOTS_START = MMIO32_END - 0x10_0000
-_WINDOWS = tuple((pool, POOLS[pool][0], sum(POOLS[pool])) for pool in ("mmio32", "mmio64"))
 _WHERE = "resource-allocator/0"
+_WINDOWS = ("mmio32", "mmio64")
+
+
+def known_pools(index: Index) -> Mapping[str, tuple[int, int]]:
+    """Return the pools of this machine's address map, by name: (start, length)."""
+    pools = index.map.pools
+    allocator = index.get("resource-allocator", "0", ResourceAllocatorState)
+    for pool in allocator.pools if allocator is not None else ():
+        if pool.pool == "mmio64" and (pool.start, pool.length) in index.map.windows64:
+            return {**pools, "mmio64": (pool.start, pool.length)}
+    return pools
 
 
 @invariant("pools.known")
 def pools_known(index: Index, _pages: Pages) -> Findings:
     """The pools are those of the address map: others would reach over RAM, interrupt controllers or each other."""
     for section, allocator in index.each(ResourceAllocatorState):
+        known = index.once(known_pools)
         found: dict[str, tuple[int, int]] = {pool.pool: (pool.start, pool.length) for pool in allocator.pools}
-        if found == POOLS:
+        if found == known:
             continue
-        for name in sorted({*found, *POOLS}):
-            if found.get(name) != POOLS.get(name):
+        for name in sorted({*found, *known}):
+            if found.get(name) != known.get(name):
                 got = f"{name} {shown(*found[name])}" if name in found else f"without {name}"
-                wanted = f"{name} {shown(*POOLS[name])}" if name in POOLS else f"without {name}"
+                wanted = f"{name} {shown(*known[name])}" if name in known else f"without {name}"
                 yield Finding(str(section), "pools", got, wanted)
 
 
@@ -77,20 +80,23 @@ def claims_once(index: Index, _pages: Pages) -> Findings:
 @invariant("virtio-mmio.slot")
 def slots_in_place(index: Index, _pages: Pages) -> Findings:
     """A memory-mapped device is in the part of its window that no BAR may enter: there it cannot be covered."""
+    low, end = index.map.slots
     for section, mmio in index.each(VirtioMmioState):
-        if not MMIO_SLOTS_START <= mmio.address <= MMIO32_END - spec.MMIO_LEN:
-            expected = f"from {MMIO_SLOTS_START:#x} to {MMIO32_END - spec.MMIO_LEN:#x}"
+        if not low <= mmio.address <= end - spec.MMIO_LEN:
+            expected = f"from {low:#x} to {end - spec.MMIO_LEN:#x}"
             yield Finding(str(section), "address", f"{mmio.address:#x}", expected)
 
 
 def _claims(index: Index) -> list[Claim]:
     """Return every claim that the devices' own States tell of."""
     claims: list[Claim] = []
+    pools = index.once(known_pools)
+    windows = [(pool, pools[pool][0], sum(pools[pool])) for pool in _WINDOWS]
     for section, function in index.each(PciFunctionState):
         owner = str(section)
         if function.slot or section != HOST_BRIDGE:
             claims.append(("pci-slot", function.slot, 1, owner))
-        claims += [(_window(bar.address, bar.length), bar.address, bar.length, owner) for bar in function.bars]
+        claims += [(_window(windows, bar.address, bar.length), bar.address, bar.length, owner) for bar in function.bars]
     for section, msix in index.each(PciMsixState):
         owner = str(section)
         claims += [("gsi-msi", gsi, 1, owner) for gsi in msix.gsis]
@@ -103,8 +109,8 @@ def _claims(index: Index) -> list[Claim]:
     return claims
 
 
-def _window(start: int, length: int) -> str:
-    for pool, low, high in _WINDOWS:
+def _window(windows: list[tuple[str, int, int]], start: int, length: int) -> str:
+    for pool, low, high in windows:
         if low <= start and start + length <= high:
             return pool
     return "no window"

@@ -5,26 +5,31 @@ from snapkit.restore.check.sections import Findings, Index, Sections, invariant
 from snapkit.restore.manifest import Fact, Manifest
 from snapkit.restore.pages import Pages
 from snapkit.restore.preamble import Preamble
-from snapkit.state.machine import EM_X86_64, MachineState
+from snapkit.state.machine import EM_AARCH64, EM_X86_64, MachineState
 from snapkit.state.memory_layout import MemoryLayoutState
 from snapkit.state.pci_function import HOST_BRIDGE, PciFunctionState
 from snapkit.state.pci_segment import PciSegmentState
 from snapkit.state.schema import SectionId
 from snapkit.state.spec import virtio as spec
+from snapkit.state.spec.address_map import MAPS
 from snapkit.state.vmgenid import GENERATION_LEN, VmgenidState
 
 _SHOWN = 16
-_SINGLE_X86 = (
-    "machine",
-    "memory-layout",
-    "irqchip-x86",
-    "pit",
-    "kvm-clock",
-    "serial-16550",
-    "i8042",
-    "resource-allocator",
-    "interrupt-table",
-)
+_SINGLE = ("machine", "memory-layout", "resource-allocator", "interrupt-table")
+_SINGLE_OF = {
+    EM_X86_64: ("irqchip-x86", "pit", "kvm-clock", "serial-16550", "i8042"),
+    EM_AARCH64: ("gicv3-distributor", "serial-pl011", "rtc-pl031"),
+}
+_CPU_OF = {
+    EM_X86_64: ("vcpu-x86-64",),
+    EM_AARCH64: ("vcpu-aarch64", "gicv3-redistributor", "gicv3-cpu-interface"),
+}
+"""What there is once a CPU, the CPU first."""
+_HOME = {
+    "gicv3-its": EM_AARCH64,
+    **{kind: architecture for each in (_SINGLE_OF, _CPU_OF) for architecture, kinds in each.items() for kind in kinds},
+}
+"""Kinds that machines of one architecture have."""
 _PCI_SECTIONS = frozenset({"virtio-pci", "pci-function", "pci-msix"})
 _MMIO_SECTIONS = frozenset({"virtio-mmio"})
 _DEVICE_KINDS = frozenset(spec.TYPE_IDS)
@@ -33,8 +38,8 @@ _OF_A_DEVICE = _DEVICE_KINDS | _PCI_SECTIONS | _MMIO_SECTIONS
 
 @invariant("sections.complete")
 def sections_complete(index: Index, _pages: Pages) -> Findings:
-    """Each kind that an x86-64 machine has once is there once, as instance 0: nothing would be rebuilt for another."""
-    found: dict[str, list[str]] = {kind: [] for kind in _SINGLE_X86}
+    """Each kind that a machine of its architecture has once is there once, as instance 0: none is rebuilt for another."""
+    found: dict[str, list[str]] = {kind: [] for kind in (*_SINGLE, *_SINGLE_OF[index.map.architecture])}
     for kind, instance in index.sections:
         if kind in found:
             found[kind].append(instance)
@@ -45,10 +50,36 @@ def sections_complete(index: Index, _pages: Pages) -> Findings:
 
 @invariant("machine.arch")
 def architecture_known(index: Index, _pages: Pages) -> Findings:
-    """The kinds of CPU and the machine's architecture agree: they decide who rebuilds it."""
+    """The machine's architecture is known, and every chip and CPU is one of its: it decides who rebuilds them."""
     machine = index.get("machine", "0", MachineState)
-    if machine is not None and machine.architecture != EM_X86_64:
-        yield Finding("machine/0", "architecture", str(machine.architecture), f"{EM_X86_64} (x86-64)")
+    if machine is not None and machine.architecture not in MAPS:
+        wanted = " or ".join(f"{number} ({known.name})" for number, known in MAPS.items())
+        yield Finding("machine/0", "architecture", str(machine.architecture), wanted)
+    kinds = dict.fromkeys(kind for kind, _ in index.sections)
+    for kind in kinds:
+        if _HOME.get(kind, index.map.architecture) != index.map.architecture:
+            yield Finding(kind, "", "there", f"absent: the machine is an {index.map.name} one")
+
+
+@invariant("vcpus.dense")
+def vcpus_dense(index: Index, _pages: Pages) -> Findings:
+    """CPUs, and what each has of its own, are 0 to n-1, each under its own name: the guest's tables name them so."""
+    machine = index.get("machine", "0", MachineState)
+    if machine is None:
+        return
+    wanted = [str(number) for number in range(machine.vcpu_count)]
+    if not wanted:
+        yield Finding("machine/0", "vcpu_count", "0", "at least 1")
+    found: dict[str, list[str]] = {kind: [] for kind in _CPU_OF[index.map.architecture]}
+    for section, state in index.sections.items():
+        if section.kind in found:
+            found[section.kind].append(section.instance)
+            vcpu = getattr(state, "id", None)
+            if vcpu is not None and str(vcpu) != section.instance:
+                yield Finding(str(section), "id", str(vcpu), section.instance)
+    for kind, instances in found.items():
+        if sorted(instances) != sorted(wanted):
+            yield Finding(kind, "", f"there as {few(instances)}", f"there as {few(wanted)}")
 
 
 @invariant("devices.complete")

@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from snapkit.errors import Finding
 from snapkit.restore.check.sections import Findings, Index, invariant
 from snapkit.restore.pages import Pages
-from snapkit.state.interrupt_table import InterruptTableState
+from snapkit.state.interrupt_table import ROUTES_MAX, InterruptTableState
 from snapkit.state.irqchip_x86 import IrqchipState
 from snapkit.state.pci_function import PciFunctionState, find_capability, register
 from snapkit.state.pci_msix import PciMsixState
-from snapkit.state.serial_16550 import SerialState
 from snapkit.state.spec import ioapic, pci
 from snapkit.state.spec import msix as msix_spec
 from snapkit.state.spec.msix import MessageControl, VectorControl
@@ -21,7 +20,6 @@ from snapkit.state.virtio_mmio import VirtioMmioState
 from snapkit.state.vmgenid import VmgenidState
 
 _WHERE = "interrupt-table/0"
-_SERIAL_GSI = 4
 _PIC = (
     ("priority_add", 7),
     ("irq_base", 0xF8),
@@ -45,6 +43,26 @@ Line = tuple[int, bool, str]
 """GSI, whether it is edge-triggered, owner."""
 Route = tuple[int, int, int, int, str]
 """GSI, address, data, device id, owner."""
+
+
+@invariant("lines.range")
+def lines_in_range(index: Index, _pages: Pages) -> Findings:
+    """A pin is one of the interrupt controllers' pins: there are no others."""
+    for section, table in index.each(InterruptTableState):
+        for number, line in enumerate(table.lines):
+            if line.gsi >= index.map.lines:
+                wanted = f"within 0..{index.map.lines - 1}"
+                yield Finding(str(section), f"lines[{number}].gsi", str(line.gsi), wanted)
+
+
+@invariant("routes.range")
+def routes_in_range(index: Index, _pages: Pages) -> Findings:
+    """A route's GSI is none of the pins' and below KVM_MAX_IRQ_ROUTES: KVM_SET_GSI_ROUTING refuses others."""
+    for section, table in index.each(InterruptTableState):
+        for number, route in enumerate(table.routes):
+            if not index.map.lines <= route.gsi < ROUTES_MAX:
+                wanted = f"within {index.map.lines}..{ROUTES_MAX - 1}"
+                yield Finding(str(section), f"routes[{number}].gsi", str(route.gsi), wanted)
 
 
 @invariant("interrupts.lines")
@@ -105,8 +123,9 @@ def ioapic_possible(index: Index, _pages: Pages) -> Findings:
 
 
 def _lines(index: Index) -> Iterator[Line]:
-    for section, _serial in index.each(SerialState):
-        yield _SERIAL_GSI, True, str(section)
+    for kind, pin in index.map.pins.items():
+        if (kind, "0") in index.sections:
+            yield pin.gsi, pin.edge, f"{kind}/0"
     for section, generation in index.each(VmgenidState):
         yield generation.gsi, True, str(section)
     for section, mmio in index.each(VirtioMmioState):
@@ -122,10 +141,10 @@ def _routes(index: Index) -> Iterator[Route]:
         control = 0 if offset is None else register(function.config, offset + msix_spec.MESSAGE_CONTROL, 2)
         if control & _OPEN != MessageControl.ENABLE:
             continue
-        owner = str(section)
+        owner, sender = str(section), function.requester_id if index.map.sender_ids else 0
         for entry, gsi in zip(msix.entries, msix.gsis, strict=False):
             if not entry.control & _MASK:
-                yield gsi, entry.address, entry.data, 0, owner
+                yield gsi, entry.address, entry.data, sender, owner
 
 
 def _text(route: Route) -> str:

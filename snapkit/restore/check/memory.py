@@ -5,14 +5,13 @@ when a file is opened, before there are sections.
 """
 
 from snapkit.errors import Finding
+from snapkit.restore.check.claims import known_pools
 from snapkit.restore.check.sections import Findings, Index, invariant
 from snapkit.restore.pages import Pages
 from snapkit.state.memory_layout import MemoryLayoutState
 from snapkit.units import PAGE_LEN, PAGE_SHIFT
 
 WHERE = "memory-layout/0"
-RAM_WINDOWS = ((0, 0xC000_0000), (0x1_0000_0000, 0x40_0000_0000))
-"""Where the address map of x86-64 machines has RAM, [from, to): it never changes."""
 
 
 @invariant("memory.pages")
@@ -38,9 +37,11 @@ def regions_sound(index: Index, _pages: Pages) -> Findings:
 @invariant("memory.map")
 def regions_in_the_map(index: Index, _pages: Pages) -> Findings:
     """RAM lies where the address map has it: elsewhere it would hide devices and interrupt controllers."""
+    window = index.once(known_pools)["mmio64"][0]
+    ram = [(low, min(high, window)) for low, high in index.map.ram]
     for number, (gpa, length) in enumerate(index.ram):
-        if not any(low <= gpa and gpa + length <= high for low, high in RAM_WINDOWS):
-            windows = " or ".join(f"{low:#x}..{high - 1:#x}" for low, high in RAM_WINDOWS)
+        if not any(low <= gpa and gpa + length <= high for low, high in ram):
+            windows = " or ".join(f"{low:#x}..{high - 1:#x}" for low, high in ram)
             yield Finding(WHERE, f"regions[{number}]", f"{gpa:#x}+{length:#x}", f"within {windows}")
 
 

@@ -6,7 +6,6 @@ must be in a window, apart from all others, and claimed.
 """
 
 from snapkit.errors import Finding
-from snapkit.restore.check.claims import MMIO32_END, MMIO_SLOTS_START
 from snapkit.restore.check.sections import Findings, Index, invariant
 from snapkit.restore.pages import Pages
 from snapkit.state import pci_msix
@@ -66,10 +65,11 @@ def bars_apart(index: Index, _pages: Pages) -> Findings:
 @invariant("pci.bar-window")
 def bars_beside_slots(index: Index, _pages: Pages) -> Findings:
     """No BAR decodes where memory-mapped devices are: it would cover them. That it is in a window its claim tells."""
+    low, end = index.map.slots
     for section, function in index.each(PciFunctionState):
         for number, bar in enumerate(function.bars):
-            if bar.address < MMIO32_END and bar.address + bar.length > MMIO_SLOTS_START:
-                expected = f"below {MMIO_SLOTS_START:#x}, where slots for memory-mapped devices begin"
+            if bar.address < end and bar.address + bar.length > low:
+                expected = f"below {low:#x}, where slots for memory-mapped devices begin"
                 yield Finding(str(section), f"bars[{number}].address", f"{bar.address:#x}", expected)
 
 

@@ -1,4 +1,4 @@
-"""What the saved memory itself tells of the rings in it: for people to look at, never a reason to refuse a file.
+"""What the saved memory tells of rings and ITS tables in it: for people to look at, never a reason to refuse a file.
 
 All of RAM is the guest's, what its devices wrote there included, so no content of a ring proves that a monitor did not
 save it. But a guest that behaves leaves rings that fit its devices' indices; where they do not, sections and memory may
@@ -14,8 +14,11 @@ from itertools import pairwise
 from snapkit.errors import Finding
 from snapkit.restore.check.sections import Findings, Index, Sections, invariant
 from snapkit.restore.pages import Pages
+from snapkit.state.interrupt_table import InterruptTableState
+from snapkit.state.machine import MachineState
 from snapkit.state.schema import SectionId
 from snapkit.state.spec import virtio as spec
+from snapkit.state.spec.address_map import GITS_TRANSLATER, its_gpa
 from snapkit.state.virtio import QueueState
 from snapkit.state.virtio_mmio import VirtioMmioState
 from snapkit.state.virtio_pci import VirtioPciState
@@ -72,7 +75,42 @@ def generation_kept(index: Index, pages: Pages) -> Findings:
             yield Finding(str(section), "generation", f"{found.hex()} in memory", state.generation.hex())
 
 
-REMARKS = (used_index_kept, available_index_near, rings_apart, generation_kept)
+@invariant("its.mapped")
+def messages_mapped(index: Index, pages: Pages) -> Findings:
+    """The messages that devices may send are mapped to LPIs by the ITS: others come to nothing."""
+    if not index.map.sender_ids:
+        return
+    from snapkit.restore.check.its import its_tables  # what x86-64 machines do without
+
+    tables = index.once(its_tables, pages)
+    table = index.get("interrupt-table", "0", InterruptTableState)
+    machine = index.get("machine", "0", MachineState)
+    if tables is None or not tables.whole or table is None or machine is None:
+        return
+    mapped = {(device.number, event.number) for device in tables.devices for event in device.events}
+    translater = its_gpa(machine.vcpu_count) + GITS_TRANSLATER
+    for number, route in enumerate(table.routes):
+        if route.address == translater and (route.device_id, route.data) not in mapped:
+            found = f"to event {route.data} of device {route.device_id:#x}, which is not mapped"
+            yield Finding("interrupt-table/0", f"routes[{number}]", found, "to one that is")
+
+
+@invariant("lpis.tables")
+def lpi_tables_in_memory(index: Index, _pages: Pages) -> Findings:
+    """Tables of LPIs that are enabled begin in RAM: elsewhere KVM finds none of a CPU's LPIs enabled or pending."""
+    from snapkit.state.gicv3_redistributor import RedistributorState  # what x86-64 machines do without
+    from snapkit.state.spec.gicv3 import GicrCtlr, Pendbaser, Propbaser
+
+    for section, state in index.each(RedistributorState):
+        for name, gpa in (
+            ("propbaser", state.propbaser & Propbaser.PHYSICAL_ADDRESS),
+            ("pendbaser", state.pendbaser & Pendbaser.PHYSICAL_ADDRESS),
+        ):
+            if state.ctlr & GicrCtlr.ENABLE_LPIS and not any(low <= gpa < low + length for low, length in index.ram):
+                yield Finding(str(section), name, f"a table at {gpa:#x}", "in RAM")
+
+
+REMARKS = (used_index_kept, available_index_near, rings_apart, generation_kept, lpi_tables_in_memory, messages_mapped)
 
 
 def remarks(sections: Sections, pages: Pages) -> list[Finding]:

@@ -5,8 +5,10 @@ from typing import Any, Protocol, TypeVar, cast
 
 from snapkit.errors import Finding
 from snapkit.restore.pages import Pages
+from snapkit.state.machine import EM_X86_64, MachineState
 from snapkit.state.memory_layout import MemoryLayoutState
 from snapkit.state.schema import SectionId, State
+from snapkit.state.spec.address_map import MAPS, X86_64
 from snapkit.state.virtio import VirtioState
 
 Sections = Mapping[SectionId, State]
@@ -22,7 +24,7 @@ class Index:
     them was half of what a check cost.
     """
 
-    __slots__ = ("_by_class", "_by_name", "_derived", "devices", "ram", "sections")
+    __slots__ = ("_by_class", "_by_name", "_derived", "devices", "map", "ram", "sections")
 
     def __init__(self, sections: Sections) -> None:
         self.sections = sections
@@ -38,6 +40,9 @@ class Index:
             item for cls, items in by_class.items() if issubclass(cls, VirtioState) for item in items
         ]
         """Every virtio device, whatever its type."""
+        machine = self.get("machine", "0", MachineState)
+        self.map = MAPS.get(machine.architecture if machine is not None else EM_X86_64, X86_64)
+        """Where things lie in machines of this architecture; of one that is not known, x86-64, which is a finding."""
         layout = self.get("memory-layout", "0", MemoryLayoutState)
         self.ram = [(region.gpa, region.length) for region in layout.regions] if layout is not None else []
         """Where RAM is, as (gpa, length)."""
@@ -51,10 +56,10 @@ class Index:
         state = self._by_name.get((kind, instance))
         return state if isinstance(state, cls) else None
 
-    def once(self, derive: Callable[["Index"], T]) -> T:
-        """Return what *derive* makes of this machine, and make it once."""
+    def once(self, derive: Callable[..., T], *given: object) -> T:
+        """Return what *derive* makes of this machine and of what is *given*, always the same, and make it once."""
         if derive not in self._derived:
-            self._derived[derive] = derive(self)
+            self._derived[derive] = derive(self, *given)
         made: T = self._derived[derive]
         return made
 
@@ -63,9 +68,11 @@ class Invariant(Protocol):
     """A named function that gives what breaks it. Its docstring is the reason, and is shown to people.
 
     *rule* is its name. One that only asks the modules of `snapkit.state`, whose findings have their own names, has none.
+    *memory*: it reads guest memory, so that the sections alone do not say what it finds.
     """
 
     rule: str
+    memory: bool
     __doc__: str | None
     __module__: str
     __name__: str
@@ -73,11 +80,11 @@ class Invariant(Protocol):
     def __call__(self, index: Index, pages: Pages, /) -> Findings: ...
 
 
-def invariant(rule: str = "") -> Callable[[Callable[[Index, Pages], Findings]], Invariant]:
+def invariant(rule: str = "", *, memory: bool = False) -> Callable[[Callable[[Index, Pages], Findings]], Invariant]:
     """Make a function the invariant *rule*: what it yields need not say so."""
 
     def named(function: Any) -> Invariant:
-        function.rule = rule
+        function.rule, function.memory = rule, memory
         made: Invariant = function
         return made
 

@@ -1,4 +1,4 @@
-"""CPUs: which there are, that they are the same kind of CPU, and registers as KVM gives them and takes them.
+"""CPUs of x86-64 machines: that they are the same kind of CPU, and registers as KVM gives them and takes them.
 
 Most of what KVM's KVM_SET_* calls refuse no guest can have brought about: it would have had an exception instead. What
 they were measured to take nonsense in (segment types, CR2, the local APIC's page) is left alone.
@@ -8,16 +8,15 @@ Source: arch/x86/kvm/x86.c and lapic.c, Intel SDM volume 3.
 from operator import attrgetter
 
 from snapkit.errors import Finding
-from snapkit.restore.check.identity import few
 from snapkit.restore.check.sections import Findings, Index, invariant
 from snapkit.restore.pages import Pages
-from snapkit.state.machine import MachineState
 from snapkit.state.spec import lapic
-from snapkit.state.spec.x86 import ApicBase, Cr0, Cr4, Efer, Rflags, Xcr0
+from snapkit.state.spec.x86 import MXCSR_AT, MXCSR_MASK_AT, ApicBase, Cr0, Cr4, Efer, Mxcsr, Rflags, Xcr0
 from snapkit.state.vcpu_x86_64 import CpuidEntry, VcpuState
 
 _MP_STATES = 4
 """KVM_MP_STATE_RUNNABLE, _UNINITIALIZED, _INIT_RECEIVED, _HALTED: 0 to 3. KVM acts on a SIPI before it tells of it."""
+_INIT_RECEIVED = 2
 _EVENT_FLAGS = 0xD
 """KVM_VCPUEVENT_VALID_* for NMIs, shadow and SMM: what KVM gives while no capability for more is enabled."""
 _EVENTS_MAX = (
@@ -63,7 +62,6 @@ _CR4_FEATURES: dict[int, tuple[tuple[int, int, str, int], ...]] = {
 _CR4_TOLD = sum(_CR4_FEATURES)
 _EFER_MSR = 0xC000_0080
 _XCR0_AVX512 = Xcr0.OPMASK | Xcr0.ZMM_HI256 | Xcr0.HI16_ZMM
-_MXCSR, _MXCSR_BITS = 24, 0xFFFF
 _XSTATE_HEADER = 512
 _XSTATE_BV_END, _XSTATE_HEADER_END = _XSTATE_HEADER + 8, _XSTATE_HEADER + 64
 _NO_MORE = bytes(_XSTATE_HEADER_END - _XSTATE_BV_END)
@@ -80,23 +78,6 @@ _OWN: dict[tuple[int, int | None], tuple[int, int, int, int]] = {
     (0x8000_0026, None): (0, 0, 0, 0xFFFF_FFFF),
 }
 """Bits of CPUID, as EAX, EBX, ECX, EDX, that each CPU has for itself; by leaf and index, None for any."""
-
-
-@invariant("vcpus.dense")
-def vcpus_dense(index: Index, _pages: Pages) -> Findings:
-    """CPU ids are 0 to n-1, each under its own name: the tables in guest memory name them so."""
-    machine = index.get("machine", "0", MachineState)
-    if machine is None:
-        return
-    found = {section.instance: state for section, state in index.each(VcpuState)}
-    wanted = [str(number) for number in range(machine.vcpu_count)]
-    if not wanted:
-        yield Finding("machine/0", "vcpu_count", "0", "at least 1")
-    if sorted(found) != sorted(wanted):
-        yield Finding("vcpu-x86-64", "", f"there as {few(list(found))}", f"there as {few(wanted)}")
-    for instance, state in found.items():
-        if str(state.id) != instance:
-            yield Finding(f"vcpu-x86-64/{instance}", "id", str(state.id), instance)
 
 
 @invariant("vcpus.unique")
@@ -250,13 +231,16 @@ def apic_base_possible(index: Index, _pages: Pages) -> Findings:
 
 @invariant("vcpus.lapic-id")
 def lapic_id_possible(index: Index, _pages: Pages) -> Findings:
-    """The local APIC's id is the CPU's in x2APIC mode; in xAPIC mode a guest may change it, all 8 bits of it."""
+    """The local APIC's id is the CPU's in x2APIC mode; in xAPIC mode a guest may change it, all 8 bits of it.
+
+    In an APIC that is off it is as it was last: x2APIC mode is left by turning the APIC off.
+    """
     for section, state in index.each(VcpuState):
         found = int.from_bytes(state.lapic[lapic.ID : lapic.ID + 4], "little")
         if state.sregs.apic_base & ApicBase.EXTD:
             if found != state.id << 24:
                 yield Finding(str(section), f"lapic[{lapic.ID}:{lapic.ID + 4}]", f"{found:#x}", f"{state.id << 24:#x}")
-        elif found & 0xFF_FFFF:
+        elif found & 0xFF_FFFF and (state.sregs.apic_base & ApicBase.EN or found != state.id):
             yield Finding(str(section), f"lapic[{lapic.ID}:{lapic.ID + 4}]", f"{found:#x}", "0 in bits 23:0")
 
 
@@ -298,11 +282,11 @@ def xcr0_possible(index: Index, _pages: Pages) -> Findings:
 
 @invariant("vcpus.xsave")
 def xsave_header_possible(index: Index, _pages: Pages) -> Findings:
-    """The extended state names known features, has zeros behind them, and MXCSR 16 bits: KVM_SET_XSAVE refuses others."""
+    """The extended state names known features, has zeros behind them, and MXCSR known bits: KVM_SET_XSAVE refuses others."""
     for section, state in index.each(VcpuState):
-        mxcsr = int.from_bytes(state.xsave[_MXCSR : _MXCSR + 4], "little")
-        if mxcsr > _MXCSR_BITS:
-            where, expected = f"xsave[{_MXCSR}:{_MXCSR + 4}]", f"within {_MXCSR_BITS:#x}, the bits of MXCSR"
+        mxcsr = int.from_bytes(state.xsave[MXCSR_AT:MXCSR_MASK_AT], "little")
+        if mxcsr & ~Mxcsr.defined:
+            where, expected = f"xsave[{MXCSR_AT}:{MXCSR_MASK_AT}]", f"within {Mxcsr.defined:#x}, the bits of MXCSR"
             yield Finding(str(section), where, f"{mxcsr:#x}", expected)
         features = int.from_bytes(state.xsave[_XSTATE_HEADER:_XSTATE_BV_END], "little")
         if features & ~Xcr0.defined and features & ~(Xcr0.defined | _listed(state.cpuid)):
@@ -341,10 +325,7 @@ def exception_possible(index: Index, _pages: Pages) -> Findings:
 
 @invariant("vcpus.events")
 def events_possible(index: Index, _pages: Pages) -> Findings:
-    """Events are those that KVM gives: it refuses flags of other capabilities, drops or changes other values.
-
-    An INIT is held back in system management mode only; elsewhere it was taken before the save, and would reset the CPU.
-    """
+    """Events are those that KVM gives: it refuses flags of other capabilities, drops or changes other values."""
     for section, state in index.each(VcpuState):
         events = state.events
         if events.flags != _EVENT_FLAGS:
@@ -352,8 +333,11 @@ def events_possible(index: Index, _pages: Pages) -> Findings:
         for (name, most), value in zip(_EVENTS_MAX, _event_values(events), strict=True):
             if value > most:
                 yield Finding(str(section), f"events.{name}", str(value), f"at most {most}")
-        if events.smi_latched_init and not events.smi_smm:
-            yield Finding(str(section), "events.smi_latched_init", str(events.smi_latched_init), "0 while smi_smm is 0")
+        if state.mp_state == _INIT_RECEIVED and (events.smi_smm or events.smi_pending):
+            name = "smi_smm" if events.smi_smm else "smi_pending"
+            yield Finding(
+                str(section), f"events.{name}", "1", f"0 while mp_state is {_INIT_RECEIVED}: it waits for a SIPI"
+            )
 
 
 def _shared(leaf: CpuidEntry) -> tuple[int, ...]:

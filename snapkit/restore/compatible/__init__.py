@@ -1,8 +1,9 @@
 """Can a host run a machine? Pure: judged from the machine's sections and the host's facts, this host's or another's.
 
 The facts are what ``snapkit doctor --json`` prints (`snapkit.state.host_facts`). Each rule is a small named function
-with its reason, like those of `check`: `machine` has those of every architecture, `x86_64` those of its own. `RULES`
-lists them with the names that ``--force`` takes. All findings at once; a rule whose fact is not known finds nothing.
+with its reason, like those of `check`: `machine` has those of every architecture, `x86_64` and `aarch64` those of their
+own, each imported for a machine of its. `every_rule` lists them all, `forcible` the names that ``--force`` takes. All
+findings at once; a rule whose fact is not known finds nothing.
 
 A name stays what it is. `overridden` says what becomes of a machine that is run all the same: where KVM would refuse what
 the file says, that is taken out of it. What would still fail, or could not be told from a damaged machine, cannot be
@@ -12,24 +13,15 @@ What a host's facts do not say is KVM's to refuse when it is loaded: a value tha
 named), vector state that was saved beyond what the guest may use, the rate of a counter that was not asked for.
 """
 
-from collections.abc import Callable, Collection
-from typing import NamedTuple
+from collections.abc import Collection
+from importlib import import_module
 
 from snapkit.errors import ConfigError, Finding
-from snapkit.restore.check.sections import Findings, Index, Sections
-from snapkit.restore.compatible import machine, x86_64
+from snapkit.restore.check.sections import Index, Sections
+from snapkit.restore.compatible import machine
+from snapkit.restore.compatible.rule import Rule
 from snapkit.state.host_facts import HostFacts
-from snapkit.state.machine import EM_X86_64, MachineState
-
-
-class Rule(NamedTuple):
-    """One rule: its permanent *name*, what it finds, and what makes a forced machine one that KVM takes."""
-
-    name: str
-    judge: Callable[[Index, HostFacts], Findings]
-    forcible: bool = False
-    apply: Callable[[Index, HostFacts], None] | None = None
-
+from snapkit.state.machine import EM_AARCH64, EM_X86_64, MachineState
 
 COMMON: tuple[Rule, ...] = (
     Rule("architecture", machine.architecture),
@@ -41,17 +33,25 @@ COMMON: tuple[Rule, ...] = (
     Rule("routes", machine.routes),
     Rule("devices", machine.devices),
 )
-X86_64: tuple[Rule, ...] = (
-    Rule("cpu-vendor", x86_64.cpu_vendor, forcible=True),
-    Rule("cpuid", x86_64.cpuid, forcible=True),
-    Rule("xsave", x86_64.xsave),
-    Rule("msrs", x86_64.msrs, forcible=True, apply=x86_64.drop_msrs),
-    Rule("physical-bits", x86_64.physical_bits, forcible=True),
-    Rule("clock", x86_64.clock, forcible=True),
-    Rule("tsc", x86_64.tsc, forcible=True, apply=x86_64.use_host_rate),
-)
-RULES = COMMON + X86_64
-FORCIBLE = tuple(rule.name for rule in RULES if rule.forcible)
+_MODULES = {EM_X86_64: "x86_64", EM_AARCH64: "aarch64"}
+
+
+def rules_of(architecture: int) -> tuple[Rule, ...]:
+    """Return the rules by which a machine of *architecture*, an ELF machine number, is judged."""
+    if architecture not in _MODULES:
+        return COMMON  # one of which finds it
+    own: tuple[Rule, ...] = import_module(f"{__name__}.{_MODULES[architecture]}").RULES
+    return COMMON + own
+
+
+def every_rule() -> tuple[Rule, ...]:
+    """Return the rules of every architecture, each once."""
+    return tuple(dict.fromkeys(rule for architecture in _MODULES for rule in rules_of(architecture)))
+
+
+def forcible() -> tuple[str, ...]:
+    """Return the names that ``--force`` takes."""
+    return tuple(rule.name for rule in every_rule() if rule.forcible)
 
 
 def compatible(sections: Sections, facts: HostFacts) -> list[Finding]:
@@ -78,19 +78,23 @@ def overridden(sections: Sections, facts: HostFacts, names: Collection[str]) -> 
 
 def require_forcible(names: Collection[str]) -> None:
     """Raise ConfigError for one of *names* that cannot be forced, saying why."""
+    if not names:
+        return
+    can = forcible()
     for name in names:
-        if name in FORCIBLE:
+        if name in can:
             continue
-        known = any(rule.name == name for rule in RULES)
+        known = any(rule.name == name for rule in every_rule())
         why = "cannot be overridden: the machine would not run" if known else "is no finding's name"
-        raise ConfigError(f"--force {name}: {name} {why}; these can: {', '.join(FORCIBLE)}")
+        raise ConfigError(f"--force {name}: {name} {why}; these can: {', '.join(can)}")
 
 
 def advice(findings: Collection[Finding]) -> str:
     """Say which of *findings* can be overridden by name, and which cannot."""
     names = list(dict.fromkeys(finding.rule.removeprefix("host.") for finding in findings))
-    can = [f"--force {name}" for name in names if name in FORCIBLE]
-    cannot = [name for name in names if name not in FORCIBLE]
+    every = forcible()
+    can = [f"--force {name}" for name in names if name in every]
+    cannot = [name for name in names if name not in every]
     parts = [f"overridden by {' '.join(can)}"] if can else []
     parts += [f"nothing overrides {', '.join(cannot)}"] if cannot else []
     return "; ".join(parts)
@@ -98,6 +102,4 @@ def advice(findings: Collection[Finding]) -> str:
 
 def _rules(index: Index) -> tuple[Rule, ...]:
     whole = index.get("machine", "0", MachineState)
-    if whole is None:
-        return ()  # `check` has refused such a file
-    return RULES if whole.architecture == EM_X86_64 else COMMON
+    return () if whole is None else rules_of(whole.architecture)  # `check` has refused such a file

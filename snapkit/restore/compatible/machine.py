@@ -11,8 +11,6 @@ from snapkit.state.memory_layout import MemoryLayoutState
 from snapkit.units import PAGE_LEN, format_len
 
 ELF_MACHINES = {"x86_64": EM_X86_64, "aarch64": EM_AARCH64}
-PIN_ROUTES = {EM_X86_64: 40}
-"""Routes that the pins of the interrupt controllers take of KVM's table: 24 of the IOAPIC, 16 of the PICs."""
 
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "memory-layout": ("KVM_CAP_USER_MEMORY",),
@@ -27,6 +25,8 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
         "KVM_CAP_XCRS",
         "KVM_CAP_GET_TSC_KHZ",
     ),
+    "gicv3-distributor": ("KVM_CAP_IRQCHIP", "KVM_CAP_DEVICE_CTRL"),
+    "vcpu-aarch64": ("KVM_CAP_IMMEDIATE_EXIT", "KVM_CAP_ONE_REG", "KVM_CAP_ARM_PSCI_0_2", "KVM_CAP_VCPU_EVENTS"),
     "interrupt-table": ("KVM_CAP_IRQ_ROUTING", "KVM_CAP_IRQFD"),
     "pci-msix": ("KVM_CAP_SIGNAL_MSI",),
     "virtio-pci": ("KVM_CAP_IOEVENTFD",),
@@ -89,7 +89,7 @@ def routes(index: Index, facts: HostFacts) -> Findings:
     if table is None or not table.routes or not most:
         return
     where, rule = "interrupt-table/0", "host.routes"
-    count = len(table.routes) + PIN_ROUTES.get(_machine(index).architecture, 0)
+    count = len(table.routes) + index.map.pin_routes
     if count > most:
         wanted = f"at most {most} with the controllers' pins on this host, which are {count - len(table.routes)}"
         yield Finding(where, "routes", f"{count} routes", wanted, rule)

@@ -20,12 +20,24 @@ from typing import NamedTuple
 
 from snapkit.errors import Finding
 from snapkit.restore.check.sections import Findings, Index
+from snapkit.restore.compatible.rule import Rule
 from snapkit.state.host_facts import TSC_TOLERANCE_PPM, HostFacts, same_rate
 from snapkit.state.machine import MachineState
 from snapkit.state.memory_layout import MemoryLayoutState
 from snapkit.state.schema import SectionId
 from snapkit.state.spec.cpuid import FEATURES, LEVELS, REGISTERS, feature_name, leaf_name
-from snapkit.state.spec.x86 import EFER, IA32_MC0_CTL, IA32_MC0_CTL2, IA32_SPEC_CTRL, IA32_XSS, MSRS, msr_name
+from snapkit.state.spec.x86 import (
+    EFER,
+    IA32_MC0_CTL,
+    IA32_MC0_CTL2,
+    IA32_SPEC_CTRL,
+    IA32_XSS,
+    MSRS,
+    MXCSR_AT,
+    MXCSR_MASK_AT,
+    Mxcsr,
+    msr_name,
+)
 from snapkit.state.vcpu_x86_64 import CpuidEntry, VcpuState
 
 XSAVE_LEN = 4096
@@ -36,6 +48,8 @@ _ALL = 0xFFFF_FFFF
 _NOTHING = CpuidEntry(function=0)
 _TSC_DEADLINE = (0x1, 0, "ecx", 1 << 24)
 _INVARIANT_TSC = 1 << 8  # leaf 0x80000007, EDX
+_WITH_MISALIGNED_SSE = {repr("AuthenticAMD"), repr("HygonGenuine")}
+"""Whose processors have MXCSR.MM. KVM is not asked: guests have it whether or not its CPUID offers it."""
 MMIO64_END = 512 << 30
 """Of the address map: what a PCI bridge decodes, and firmware told the guest of."""
 _LEGACY = 0b11  # x87 and SSE: FXSAVE has them, on every processor
@@ -159,6 +173,10 @@ def xsave(index: Index, facts: HostFacts) -> Findings:
     for section, vcpu in index.each(VcpuState):
         if facts.kvm.capabilities and len(vcpu.xsave) > longest:
             yield Finding(str(section), "xsave", f"{len(vcpu.xsave)} bytes", f"at most {longest} on this host", rule)
+        mxcsr = int.from_bytes(vcpu.xsave[MXCSR_AT:MXCSR_MASK_AT], "little")
+        if mxcsr & Mxcsr.MM and facts.cpuid and _vendor(_offered(facts, 0)) not in _WITH_MISALIGNED_SSE:
+            where, found = f"xsave[{MXCSR_AT}:{MXCSR_MASK_AT}]", f"{mxcsr:#x}, with MXCSR.MM"
+            yield Finding(str(section), where, found, "without: this host's processor has no such bit", rule)
         for number, xcr in enumerate(vcpu.xcrs):
             if not facts.cpuid or xcr.xcr or not xcr.value & ~_LEGACY:
                 continue
@@ -220,7 +238,10 @@ def _kept(facts: HostFacts) -> frozenset[int]:
 
 
 def physical_bits(index: Index, facts: HostFacts) -> Findings:
-    """The guest addresses only what the host's processor can: a page table entry with more bits faults there."""
+    """The guest addresses only what the host's processor can: a page table entry with more bits faults there.
+
+    A `baseline` machine is told as many bits on every host, its own included; where its RAM and its bridge end counts.
+    """
     host = _offered(facts, 0x8000_0008).eax
     has = host & 0xFF
     reach = host >> 16 & 0xFF or has  # GuestPhysAddrSize: what nested paging maps, where that is less
@@ -231,7 +252,7 @@ def physical_bits(index: Index, facts: HostFacts) -> Findings:
     if vcpu is not None:
         number, leaf = _find(vcpu.cpuid, 0x8000_0008)
         told = leaf.eax & 0xFF
-        if told > has:
+        if told > has and _profile(index) != "baseline":
             what = f"{told} physical address bits"
             yield Finding(str(section), f"cpuid[{number}].eax", what, f"at most {has} on this host", rule)
     layout = index.get("memory-layout", "0", MemoryLayoutState)
@@ -313,3 +334,14 @@ def _offered(facts: HostFacts, function: int, index: int = 0) -> CpuidEntry:
 def _vendor(leaf: CpuidEntry) -> str:
     words = (leaf.ebx, leaf.edx, leaf.ecx)
     return repr(b"".join(word.to_bytes(4, "little") for word in words).decode("ascii", "replace"))
+
+
+RULES = (
+    Rule("cpu-vendor", cpu_vendor, forcible=True),
+    Rule("cpuid", cpuid, forcible=True),
+    Rule("xsave", xsave),
+    Rule("msrs", msrs, forcible=True, apply=drop_msrs),
+    Rule("physical-bits", physical_bits, forcible=True),
+    Rule("clock", clock, forcible=True),
+    Rule("tsc", tsc, forcible=True, apply=use_host_rate),
+)

@@ -122,6 +122,21 @@ class Xcr0(Register, width=64, reset=0x1, ref="Intel SDM vol. 1, extended contro
     TILEDATA = bit(18, "AMX tiles")
 
 
+class Mxcsr(Register, width=32, reset=0x1F80, ref="Intel SDM vol. 1, MXCSR; AMD APM vol. 1, MXCSR register"):
+    FLAGS = bits(5, 0, "exceptions since they were cleared")
+    DAZ = bit(6, "denormals are zeros")
+    MASKS = bits(12, 7, "exceptions that are masked")
+    RC = bits(14, 13, "rounding")
+    FZ = bit(15, "flush to zero")
+    MM = bit(17, "misaligned operands are no exceptions; of AMD's processors only")
+
+
+MXCSR_AT: Final = 24
+"""In the extended state: MXCSR, and behind it MXCSR_MASK, which bits of it the processor that saved it has."""
+MXCSR_MASK_AT: Final = 28
+MXCSR_LEN: Final = 4
+
+
 class Dr6(Register, width=64, reset=0xFFFF_0FF0, ref="Intel SDM vol. 3B, debug status register DR6"):
     B0 = bit(0, "breakpoint 0 hit")
     B1 = bit(1, "breakpoint 1 hit")

@@ -17,50 +17,26 @@ when its interrupt is enabled while it is empty, and cleared by reading IIR whil
 On an edge-triggered pin that byte must take the pin down and up again, or the next interrupt is never seen.
 """
 
-from collections.abc import Callable
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar
 
-from snapkit.state.codec import adopted, checked
 from snapkit.state.serial_16550 import MODEM_INPUTS, SerialState
 from snapkit.state.spec import ns16550a as spec
 from snapkit.state.spec.ns16550a import Fcr, Ier, Lcr, Lsr, Mcr, Msr
-from snapkit.vmm.devices.pins import ByteSink, IrqLine
+from snapkit.vmm.devices.uart import BYTES, SerialArgs, Uart
 
-_BYTES = tuple(bytes((value,)) for value in range(256))  # made once, not for every character written
 _ERRORS = Lsr.OE | Lsr.PE | Lsr.FE | Lsr.BI
 _EMPTY = Lsr.THRE | Lsr.TEMT
 _INPUTS = Msr.CTS | Msr.DSR | Msr.RI | Msr.DCD
 _DELTAS = Msr.DCTS | Msr.DDSR | Msr.TERI | Msr.DDCD
 
 
-def _nothing() -> None:
-    pass
-
-
-class SerialArgs(NamedTuple):
-    """Host things of a UART.
-
-    *room_ready* is called, once, when the receiver has emptied after `receive` took less than it was given. It runs
-    inside a guest's access: it should note the fact and return.
-    """
-
-    irq: IrqLine
-    out: ByteSink
-    room_ready: Callable[[], None] = _nothing
-
-
-class Serial16550:
+class Serial16550(Uart[SerialState]):
     """One UART of eight ports, behind a bus. Every method needs the machine's lock."""
 
     kind: ClassVar[str] = "serial-16550"
 
-    def __init__(
-        self, state: SerialState, *, irq: IrqLine, out: ByteSink, room_ready: Callable[[], None] = _nothing
-    ) -> None:
-        # Runtime glue
-        self._irq, self._out, self._room_ready = irq, out, room_ready
-        self._starved = False  # `receive` refused bytes, and the host is owed a call of room_ready
-        self.faults = 0
+    def __init__(self, state: SerialState, args: SerialArgs) -> None:
+        super().__init__(state, args)
         # Ports: dumb lists by offset, one pair for either meaning of offsets 0 and 1
         reads = [
             self._read_rbr,
@@ -84,22 +60,7 @@ class Serial16550:
         ]
         self._plain = reads, writes
         self._latch = [self._read_dll, self._read_dlm, *reads[2:]], [self._write_dll, self._write_dlm, *writes[2:]]
-        # Guest-visible state
-        self.state = state
         self._select_ports()
-        self._level = self._cause() != spec.IID_NONE  # adopted: the pin had this level before
-
-    @classmethod
-    def restore(cls, state: SerialState, args: SerialArgs) -> Self:
-        """Construct the UART that *state* describes; its pin is not touched.
-
-        Raises ImageError naming the field that is out of bounds.
-        """
-        return cls(adopted(state), irq=args.irq, out=args.out, room_ready=args.room_ready)
-
-    def save(self) -> SerialState:
-        """Return a detached copy of what the guest can see."""
-        return checked(self.state)
 
     def reset(self) -> None:
         """Go back to the state after power-on, dropping received bytes and the pin."""
@@ -107,11 +68,6 @@ class Serial16550:
         self._select_ports()
         self._update_irq()
         self._offer_room()
-
-    def resync(self) -> None:
-        """Drive the pin again after a restore, if its controller forgot the level without that being an edge."""
-        if not self._irq.edge:
-            self._irq.set_level(self._level)
 
     # The wire
 
@@ -122,21 +78,7 @@ class Serial16550:
             return 0
         return max(0, self._capacity() - len(self.state.rx))
 
-    def receive(self, payload: bytes) -> int:
-        """Take bytes off the wire, as many as there is room for, and return how many. The caller keeps the others."""
-        count = min(self.room, len(payload))
-        if count < len(payload):
-            self._starved = True
-        if count:
-            self.state.rx += bytes(payload[:count])
-            self.state.lsr |= Lsr.DR
-            self._update_irq()
-        return count
-
     def transmit_ready(self) -> None:
-        """Note that the wire takes bytes again. Harmless at any time; due once after a restore, when the machine runs:
-        the saved wire may have been full where the new one is not.
-        """
         if not self.state.lsr & Lsr.THRE and not self._out.full:
             self._transmitter_empty()
 
@@ -182,7 +124,7 @@ class Serial16550:
             if state.lsr & Lsr.THRE:
                 self._transmitter_empty()
             return
-        self._out.write(_BYTES[value])
+        self._out.write(BYTES[value])
         if self._out.full:
             state.lsr &= ~_EMPTY
         else:
@@ -287,11 +229,8 @@ class Serial16550:
             return spec.IID_MS
         return spec.IID_NONE
 
-    def _update_irq(self) -> None:
-        level = self._cause() != spec.IID_NONE
-        if level != self._level:
-            self._level = level
-            self._irq.set_level(level)
+    def _irq_level(self) -> bool:
+        return self._cause() != spec.IID_NONE
 
     # Helpers
 
@@ -301,11 +240,9 @@ class Serial16550:
     def _capacity(self) -> int:
         return spec.FIFO_LEN if self.state.fcr & Fcr.FE else 1
 
-    def _offer_room(self) -> None:
-        # Last in its caller: the host may give bytes at once, and finds a consistent chip.
-        if self._starved and not self.state.rx and self.room:
-            self._starved = False
-            self._room_ready()
+    def _take(self, payload: bytes) -> None:
+        self.state.rx += payload
+        self.state.lsr |= Lsr.DR
 
     def _transmitter_empty(self) -> None:
         self.state.lsr |= _EMPTY
@@ -316,11 +253,11 @@ class Serial16550:
         # Loopback only. An overrun loses the new byte while the FIFO is on, the old one while it is off (8.3).
         state = self.state
         if len(state.rx) < self._capacity():
-            state.rx += _BYTES[value]
+            state.rx += BYTES[value]
         else:
             state.lsr |= Lsr.OE
             if not state.fcr & Fcr.FE:
-                state.rx = _BYTES[value]
+                state.rx = BYTES[value]
         state.lsr |= Lsr.DR
         self._update_irq()
 

@@ -145,11 +145,16 @@ KVM_SET_DEVICE_ATTR = iow("KVM_SET_DEVICE_ATTR", 0xE1, _DEVICE_ATTR.size)
 KVM_GET_DEVICE_ATTR = iow("KVM_GET_DEVICE_ATTR", 0xE2, _DEVICE_ATTR.size)
 
 
+def attr_struct(group: int, attr: int, address: int) -> bytes:
+    """struct kvm_device_attr of a value at the monitor's *address*."""
+    return _DEVICE_ATTR.pack(0, group, attr, address)
+
+
 def device_attr(fd: int, ioctl: Ioctl, group: int, attr: int, value: bytes) -> bytes:
     """Set an attribute to *value*, or get it into as many bytes (struct kvm_device_attr); returns these afterwards."""
     block = bytearray(value)
     address = ctypes.addressof(ctypes.c_char.from_buffer(block))
-    put(fd, ioctl, _DEVICE_ATTR.pack(0, group, attr, address))
+    put(fd, ioctl, attr_struct(group, attr, address))
     return bytes(block)
 
 
@@ -220,6 +225,7 @@ KVM_GET_MP_STATE = ior("KVM_GET_MP_STATE", 0x98, _MP_STATE_LEN)
 KVM_SET_MP_STATE = iow("KVM_SET_MP_STATE", 0x99, _MP_STATE_LEN)
 KVM_MP_STATE_RUNNABLE = 0
 KVM_MP_STATE_UNINITIALIZED = 1
+KVM_MP_STATE_INIT_RECEIVED = 2
 
 
 def signal_mask(blocked: int) -> bytes:

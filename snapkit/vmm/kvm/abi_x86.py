@@ -259,6 +259,8 @@ EVENTS = Layout(
     ("26x", ""),
     ("BQ", "exception_has_payload exception_payload"),
 )
+VALID_TRIPLE_FAULT = 0x20
+"""KVM_VCPUEVENT_VALID_TRIPLE_FAULT."""
 KVM_GET_VCPU_EVENTS = ior("KVM_GET_VCPU_EVENTS", 0x9F, EVENTS.length)
 KVM_SET_VCPU_EVENTS = iow("KVM_SET_VCPU_EVENTS", 0xA0, EVENTS.length)
 

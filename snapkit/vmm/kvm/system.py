@@ -2,15 +2,16 @@
 
 import errno
 import os
-from typing import Self
+from typing import Self, TypeVar
 
 from snapkit import host
 from snapkit.errors import HostError, IncompatibleHost
-from snapkit.state.vcpu_x86_64 import CpuidEntry
-from snapkit.vmm.kvm import abi, abi_x86
+from snapkit.vmm.kvm import abi
 from snapkit.vmm.kvm.vm import VmFd
 
 KVM_PATH = "/dev/kvm"
+
+F = TypeVar("F", bound=VmFd)
 
 
 class Kvm:
@@ -47,22 +48,11 @@ class Kvm:
         """Return KVM_CHECK_EXTENSION of *cap*: 0 where it lacks."""
         return abi.call(self.fd, abi.KVM_CHECK_EXTENSION, cap)
 
-    def create_vm(self) -> VmFd:
-        """Create a VM of the default type."""
+    def create_vm(self, make: type[F], machine_type: int = 0) -> F:
+        """Create a VM whose fd is a *make*; *machine_type* is what the architecture's KVM knows."""
         mmap_length = self.vcpu_mmap_length()  # first: once there is a VM, nothing may fail before it has an owner
-        return VmFd(abi.call(self.fd, abi.KVM_CREATE_VM), mmap_length)
+        return make(abi.call(self.fd, abi.KVM_CREATE_VM, machine_type), mmap_length)
 
     def vcpu_mmap_length(self) -> int:
         """Return the length of a vCPU's kvm_run mapping in bytes."""
         return abi.call(self.fd, abi.KVM_GET_VCPU_MMAP_SIZE)
-
-    def supported_cpuid(self) -> list[CpuidEntry]:
-        """Return the CPUID leaves that this KVM can give a guest."""
-        request = abi_x86.cpuid_request()
-        return abi_x86.read_cpuid(abi.get(self.fd, abi_x86.KVM_GET_SUPPORTED_CPUID, abi_x86.CPUID_LEN, request))
-
-    def msr_indices(self) -> list[int]:
-        """Return the MSRs that this KVM says are worth saving."""
-        length = 4 + 4 * abi_x86.MSR_INDEX_MAX
-        seed = abi_x86.MSR_INDEX_MAX.to_bytes(4, "little")
-        return abi_x86.read_msr_indices(abi.get(self.fd, abi_x86.KVM_GET_MSR_INDEX_LIST, length, seed))

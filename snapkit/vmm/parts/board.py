@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from snapkit.errors import InternalError
 from snapkit.state.schema import SectionId, State
+from snapkit.state.spec.address_map import AddressMap
 from snapkit.vmm.backends.console import Console
 from snapkit.vmm.loop import Loop
 from snapkit.vmm.memory import GuestMemory
@@ -22,6 +23,8 @@ MODULES: Mapping[str, str] = {
     "interrupt-table": "tables",
     "serial-16550": "legacy",
     "i8042": "legacy",
+    "serial-pl011": "primecell",
+    "rtc-pl031": "primecell",
     "vmgenid": "vmgenid",
     "pci-segment": "pci",
     "pci-function": "pci",
@@ -85,10 +88,11 @@ class Board:
 
     # Parts
 
-    def place(self, vm: Vm, memory: GuestMemory, *, restored: bool) -> None:
+    def place(self, vm: Vm, address_map: AddressMap, memory: GuestMemory, *, restored: bool) -> None:
         """Say what parts are built on, and whether they ran before."""
         self._site = Site(
             vm=vm,
+            address_map=address_map,
             memory=memory,
             loop=self._loop,
             console=self._console,

@@ -9,35 +9,23 @@ from typing import Any, Literal, NamedTuple
 
 from snapkit import host
 from snapkit.errors import ConfigError
-from snapkit.state.i8042 import I8042State
+from snapkit.state.codec import checked
 from snapkit.state.interrupt_table import InterruptTableState, LineState
 from snapkit.state.pci_function import HOST_BRIDGE
-from snapkit.state.resource_allocator import PoolState
+from snapkit.state.resource_allocator import LIMITS, PoolState
 from snapkit.state.schema import SectionId, State
-from snapkit.state.serial_16550 import SerialState
+from snapkit.state.spec.address_map import SLOT_LEN, AddressMap
 from snapkit.state.virtio import VirtioState
 from snapkit.units import Gpa, Gsi
-from snapkit.vmm.arch.x86_64 import layout
 from snapkit.vmm.parts.board import module_of
-from snapkit.vmm.parts.part import HostEnd
+from snapkit.vmm.parts.part import Ground, HostEnd
 from snapkit.vmm.resource_allocator import ResourceAllocator
 
 Transport = Literal["pci", "mmio"]
 
-SERIAL = SectionId("serial-16550", "0")
-KEYBOARD = SectionId("i8042", "0")
 CLAIMS = SectionId("resource-allocator", "0")
 INTERRUPTS = SectionId("interrupt-table", "0")
 GENERATION = SectionId("vmgenid", "0")
-
-POOLS = (
-    PoolState(pool="gsi-legacy", start=layout.GSI_LEGACY.start, length=len(layout.GSI_LEGACY)),
-    PoolState(pool="gsi-msi", start=layout.GSI_MSI.start, length=len(layout.GSI_MSI)),
-    PoolState(pool="mmio32", start=layout.MMIO32_START, length=layout.MMIO32_END - layout.MMIO32_START),
-    PoolState(pool="mmio64", start=layout.MMIO64_START, length=layout.MMIO64_LEN),
-    PoolState(pool="pci-slot", start=1, length=31),
-)
-"""What x86-64 machines have to give, in the order of their names."""
 
 
 class Asked(NamedTuple):
@@ -64,10 +52,12 @@ class Fresh(NamedTuple):
     generation_gsi: Gsi | None
 
 
-def open_parts(
-    devices: Sequence[Asked], transport: Transport | None, adopt: Callable[[SectionId, HostEnd], None]
-) -> Fresh:
-    """Open what the host lends to the *devices* asked for, have it owned by *adopt*, and lay all parts out.
+Opened = Sequence[tuple[Asked, VirtioState]]
+"""Devices whose host ends are open, with their own States."""
+
+
+def open_devices(devices: Sequence[Asked], adopt: Callable[[SectionId, HostEnd], None]) -> Opened:
+    """Open what the host lends to the *devices* asked for, and have it owned by *adopt*.
 
     Raises ConfigError for what the operator got wrong.
     """
@@ -80,25 +70,29 @@ def open_parts(
         if end is not None:
             adopt(section, end)
         states.append((asked, module.fresh(section, asked.values, end)))
-    return fresh_sections(states, transport or ("pci" if devices else None), host.urandom(16))
+    return states
 
 
-def fresh_sections(
-    devices: Sequence[tuple[Asked, VirtioState]], transport: Transport | None, generation: bytes
-) -> Fresh:
-    """Lay out a machine with *devices*, whose own States are given, in their order. *generation* is its first id.
+def fresh_sections(devices: Opened, transport: Transport | None, ground: Ground, generation: bytes = b"") -> Fresh:
+    """Lay out a machine with *devices*, in their order, on *transport*; without one on PCI if there are devices.
+
+    *generation* is its first id, a random one if it is not given.
 
     Raises ConfigError when there is no room for all of them.
     """
-    claims = ResourceAllocator(POOLS)
-    lines = [LineState(gsi=layout.GSI_SERIAL, edge=True, owner=str(SERIAL))]
-    parts: dict[SectionId, State] = {SERIAL: SerialState(), KEYBOARD: I8042State()}
+    transport = transport or ("pci" if devices else None)
+    claims = ResourceAllocator(pools(ground.map))
+    pins = {SectionId(kind, "0"): pin for kind, pin in ground.map.pins.items()}
+    lines = [LineState(gsi=pin.gsi, edge=pin.edge, owner=str(section)) for section, pin in pins.items()]
+    parts: dict[SectionId, State] = {section: checked(state) for section, state in ground.parts.items()}
     slots: list[MmioSlot] = []
     generation_gsi = None
     if transport is not None:
         generation_gsi = Gsi(claims.allocate("gsi-legacy", 1, str(GENERATION)))
         lines.append(LineState(gsi=generation_gsi, edge=True, owner=str(GENERATION)))
-        parts[GENERATION] = module_of(GENERATION.kind).fresh(generation_gsi, generation)
+        parts[GENERATION] = module_of(GENERATION.kind).fresh(
+            ground.generation_gpa, generation_gsi, generation or host.urandom(16)
+        )
     if transport == "pci":
         parts |= module_of("pci-segment").fresh_segment()
     for number, (asked, state) in enumerate(devices):
@@ -108,9 +102,9 @@ def fresh_sections(
             parts |= module_of("virtio-pci").fresh_pci(device, state, claims)
             continue
         owner = f"virtio-mmio/{asked.id}"
-        gpa = Gpa(layout.MMIO32_END - (number + 1) * layout.VIRTIO_MMIO_SLOT_LEN)
+        gpa = Gpa(ground.map.slots[1] - (number + 1) * SLOT_LEN)
         gsi = Gsi(claims.allocate("gsi-legacy", 1, owner))
-        claims.claim("mmio32", gpa, layout.VIRTIO_MMIO_SLOT_LEN, owner)
+        claims.claim("mmio32", gpa, SLOT_LEN, owner)
         lines.append(LineState(gsi=gsi, edge=False, owner=owner))
         slots.append(MmioSlot(gpa, gsi))
         parts |= module_of("virtio-mmio").fresh_mmio(device, gpa, gsi)
@@ -119,6 +113,11 @@ def fresh_sections(
         INTERRUPTS: InterruptTableState(lines=sorted(lines, key=lambda line: line.gsi)),
     }
     return Fresh(tables | parts, transport, slots, generation_gsi)
+
+
+def pools(where: AddressMap) -> list[PoolState]:
+    """Return what machines of the address map *where* have to give, in the order of the pools' names."""
+    return [PoolState(pool=name, start=where.pools[name][0], length=where.pools[name][1]) for name in LIMITS]
 
 
 def require_distinct(devices: Sequence[Asked]) -> None:

@@ -14,10 +14,12 @@ The default of every hook is nothing.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from snapkit.errors import InternalError
 from snapkit.state.schema import SectionId, State
+from snapkit.state.spec.address_map import AddressMap
+from snapkit.units import Gpa
 from snapkit.vmm.backends.console import Console
 from snapkit.vmm.loop import Loop
 from snapkit.vmm.memory import GuestMemory
@@ -87,13 +89,22 @@ class Stopper(Protocol):
     def request_stop(self, stop: Stop) -> None: ...
 
 
+class Ground(NamedTuple):
+    """What of a new machine its architecture decides: where things lie, and the devices that every machine has."""
+
+    map: AddressMap
+    generation_gpa: Gpa
+    parts: Mapping[SectionId, State]
+
+
 class Site:
-    """What parts are built from: the VM, memory, the loop, the host ends, and the parts that are there already."""
+    """What parts are built from: VM, address map, memory, loop, host ends, and the parts that are there already."""
 
     def __init__(
         self,
         *,
         vm: Vm,
+        address_map: AddressMap,
         memory: GuestMemory,
         loop: Loop,
         console: Console,
@@ -103,7 +114,7 @@ class Site:
         hosts: dict[SectionId, HostEnd],
         parts: Mapping[SectionId, Part],
     ) -> None:
-        self.vm, self.memory, self.loop, self.console = vm, memory, loop, console
+        self.vm, self.map, self.memory, self.loop, self.console = vm, address_map, memory, loop, console
         self.stopper, self.running, self.hosts, self.parts = stopper, running, hosts, parts
         self.restored = restored
 

@@ -4,7 +4,6 @@ from snapkit.state.pci_function import HOST_BRIDGE, PciFunctionState
 from snapkit.state.pci_msix import PciMsixState
 from snapkit.state.pci_segment import PciSegmentState
 from snapkit.state.schema import SectionId, State
-from snapkit.vmm.arch.x86_64 import layout
 from snapkit.vmm.parts.part import Part, Site, expect
 from snapkit.vmm.pci.layout import host_bridge
 from snapkit.vmm.pci.pci_function import PciFunction, PciFunctionArgs
@@ -12,15 +11,13 @@ from snapkit.vmm.pci.pci_msix import PciMsix, PciMsixArgs
 from snapkit.vmm.pci.pci_segment import PciSegment, PciSegmentArgs
 
 SEGMENT = SectionId(PciSegment.kind, "0")
-_NOT_FOR_BARS = range(layout.VIRTIO_MMIO_START, layout.MMIO32_END)
-"""Outside of what firmware tells of the root's windows: the slots of memory-mapped devices."""
 
 
 class SegmentPart(Part):
     """The segment on both buses."""
 
     def __init__(self, state: PciSegmentState, site: Site) -> None:
-        self.segment = PciSegment.restore(state, PciSegmentArgs(ports=site.vm.ports, mmio=site.vm.mmio))
+        self.segment = PciSegment.restore(state, PciSegmentArgs(site.vm.ports, site.vm.mmio, site.map.ecam))
 
     @property
     def faults(self) -> int:
@@ -38,7 +35,10 @@ class FunctionPart(Part):
 
     def __init__(self, section: SectionId, state: PciFunctionState, site: Site) -> None:
         args = PciFunctionArgs(
-            resources=site.vm.resources, bus=site.vm.mmio, owner=str(section), reserved=_NOT_FOR_BARS
+            resources=site.vm.resources,
+            bus=site.vm.mmio,
+            owner=str(section),
+            reserved=range(*site.map.slots),  # outside of what firmware tells of the root's windows
         )
         self.function = PciFunction.restore(state, args)
         self._segment = site.part(*SEGMENT, SegmentPart).segment
@@ -66,12 +66,14 @@ class MsixPart(Part):
     def __init__(self, section: SectionId, state: PciMsixState, site: Site) -> None:
         function = site.part(PciFunction.kind, section.instance, FunctionPart).function
         self._lock = site.vm.lock
-        self.msix = PciMsix.restore(
-            state,
-            PciMsixArgs(
-                interrupts=site.vm.interrupts, resources=site.vm.resources, function=function, owner=str(section)
-            ),
+        args = PciMsixArgs(
+            interrupts=site.vm.interrupts,
+            resources=site.vm.resources,
+            function=function,
+            owner=str(section),
+            device_id=function.state.requester_id if site.map.sender_ids else 0,
         )
+        self.msix = PciMsix.restore(state, args)
 
     @property
     def faults(self) -> int:

@@ -3,8 +3,7 @@
 from snapkit import host
 from snapkit.state.schema import SectionId, State
 from snapkit.state.vmgenid import VmgenidState
-from snapkit.units import Gsi
-from snapkit.vmm.arch.x86_64 import layout
+from snapkit.units import Gpa, Gsi
 from snapkit.vmm.devices.vmgenid import Vmgenid, VmgenidArgs, fresh_state
 from snapkit.vmm.parts.part import Part, Site, expect
 
@@ -49,6 +48,6 @@ def build(section: SectionId, state: State, site: Site) -> Part:
     return GenerationPart(section, expect(state, VmgenidState), site)
 
 
-def fresh(gsi: Gsi, generation: bytes) -> VmgenidState:
+def fresh(gpa: Gpa, gsi: Gsi, generation: bytes) -> VmgenidState:
     """Return the State of a new machine's id."""
-    return fresh_state(layout.VMGENID_GPA, gsi, generation)
+    return fresh_state(gpa, gsi, generation)

@@ -20,7 +20,6 @@ from snapkit.state.pci_segment import PciSegmentState
 from snapkit.state.spec import pci
 from snapkit.state.spec.pci import ConfigAddress
 from snapkit.units import Gpa
-from snapkit.vmm.arch.x86_64.layout import ECAM_START
 from snapkit.vmm.bus import Bus
 
 
@@ -37,7 +36,7 @@ class PciSegmentArgs(NamedTuple):
 
     ports: Bus
     mmio: Bus
-    ecam: Gpa = ECAM_START
+    ecam: Gpa
 
 
 class PciSegment:
@@ -45,7 +44,7 @@ class PciSegment:
 
     kind: ClassVar[str] = "pci-segment"
 
-    def __init__(self, state: PciSegmentState, *, ports: Bus, mmio: Bus, ecam: Gpa = ECAM_START) -> None:
+    def __init__(self, state: PciSegmentState, *, ports: Bus, mmio: Bus, ecam: Gpa) -> None:
         # Configuration
         self._ecam = ecam
         # Runtime glue

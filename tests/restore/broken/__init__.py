@@ -5,22 +5,26 @@ A case is a function that changes the sections of a good machine in one place. W
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from snapkit.errors import Finding
 from snapkit.restore.check import check
+from snapkit.state.machine import EM_AARCH64
 from snapkit.state.pci_function import find_capability
 from snapkit.state.schema import SectionId
 from snapkit.state.spec.pci import CAP_ID_MSIX
-from tests.restore.device_machine import OneRegion, States, busy_machine, fresh_machine
+from tests.grounds import AARCH64, X86_64
+from tests.restore.device_machine import OneRegion, States, Untouched, busy_machine, fresh_machine
 
-On = Literal["none", "pci", "mmio"]
+On = Literal["none", "pci", "mmio", "arm-none", "arm-pci", "arm-mmio"]
 """What carries the devices of the machine that is broken; none: it has no devices, and two CPUs."""
+KINDS_OF_MACHINE: tuple[On, ...] = get_args(On)
 
 CLAIMS, TABLE = SectionId("resource-allocator", "0"), SectionId("interrupt-table", "0")
 GENERATION, SEGMENT = SectionId("vmgenid", "0"), SectionId("pci-segment", "0")
 MACHINE, LAYOUT = SectionId("machine", "0"), SectionId("memory-layout", "0")
 VCPU0, VCPU1 = SectionId("vcpu-x86-64", "0"), SectionId("vcpu-x86-64", "1")
+ARM0, ARM1 = SectionId("vcpu-aarch64", "0"), SectionId("vcpu-aarch64", "1")
 
 
 class Case(NamedTuple):
@@ -46,11 +50,16 @@ def broken(on: On, *expected: str) -> Callable[[Callable[[States], None]], Calla
 
 def good(on: On) -> States:
     """Return a machine with nothing wrong."""
-    return fresh_machine(None, 2) if on == "none" else busy_machine(on)
+    ground = AARCH64 if on.startswith("arm-") else X86_64
+    transport: Any = on.removeprefix("arm-")
+    return fresh_machine(None, 2, ground) if transport == "none" else busy_machine(transport, ground)
 
 
 def findings(states: States) -> list[Finding]:
-    pages: Any = OneRegion()
+    """Return what `check` finds, over memory as the good machine has it."""
+    machine = states.get(MACHINE)
+    on_arm = machine is not None and machine.architecture == EM_AARCH64
+    pages: Any = Untouched(at=AARCH64.map.ram[0][0]) if on_arm else OneRegion()
     return check(states, pages)
 
 

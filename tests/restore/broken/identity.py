@@ -132,7 +132,7 @@ def no_machine(states: States) -> None:
 
 @broken("none", "machine.arch: machine/0.architecture")
 def other_architecture(states: States) -> None:
-    states[MACHINE].architecture = 183
+    states[MACHINE].architecture = 243
 
 
 @broken("mmio", "devices.transport: pci-segment/0")

@@ -284,9 +284,9 @@ def a_sipi_to_a_cpu_that_runs(states: States) -> None:
     states[VCPU0].events.sipi_vector = 9
 
 
-@broken("none", "vcpus.events: vcpu-x86-64/0.events.smi_latched_init")
-def an_init_held_back(states: States) -> None:
-    states[VCPU0].events.smi_latched_init = 1
+@broken("none", "vcpus.events: vcpu-x86-64/0.events.smi_pending")
+def an_smi_for_a_cpu_that_waits_for_its_sipi(states: States) -> None:
+    states[VCPU0].mp_state, states[VCPU0].events.smi_pending = 2, 1
 
 
 @broken("none", "vcpus.events: vcpu-x86-64/0.events.triple_fault_pending")

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from snapkit.errors import ImageError
 from snapkit.state.codec import checked, encode
 from snapkit.state.serial_16550 import SerialState, invariants
-from snapkit.vmm.devices.serial_16550 import Serial16550, SerialArgs
+from snapkit.vmm.devices.serial_16550 import Serial16550
+from snapkit.vmm.devices.uart import SerialArgs
+from tests.vmm.devices.bench import Pin, Wire
 
 # PC16550D, table II
 RBR = THR = DLL = 0
@@ -22,32 +24,6 @@ FCR_ON, FCR_CLEAR_RX, FCR_CLEAR_TX = 0x01, 0x02, 0x04
 LCR_DLAB = 0x80
 MCR_DTR, MCR_RTS, MCR_OUT1, MCR_OUT2, MCR_LOOP = 1, 2, 4, 8, 0x10
 LSR_DR, LSR_OE, LSR_THRE, LSR_TEMT = 0x01, 0x02, 0x20, 0x40
-
-
-class Pin:
-    """Records what is driven."""
-
-    def __init__(self, *, edge=True):
-        self.edge = edge
-        self.driven: list[bool] = []
-
-    def set_level(self, level):
-        self.driven.append(level)
-
-    @property
-    def level(self):
-        return self.driven[-1] if self.driven else False
-
-
-class Wire:
-    """Keeps what is sent, and is full when told."""
-
-    def __init__(self):
-        self.sent = b""
-        self.full = False
-
-    def write(self, payload):
-        self.sent += payload
 
 
 class Bench:

@@ -6,7 +6,7 @@ import pytest
 
 from snapkit import host
 from snapkit.vmm.interrupt_table import InterruptTable
-from snapkit.vmm.kvm.vm import VmFd
+from snapkit.vmm.kvm.vm_x86 import X86VmFd
 
 ROOT = "pci-msix/root"
 MSI = 0xFEE0_0000
@@ -36,7 +36,7 @@ def routes_in(payload):
 
 
 def test_the_pins_of_the_controllers_are_in_every_table_that_is_set(payloads):
-    table = InterruptTable(VmFd(-1, 0))
+    table = InterruptTable(X86VmFd(-1, 0))
     vectors = [table.vector(24 + n, ROOT) for n in range(3)]
     with table.batch():
         for vector in vectors:
@@ -57,7 +57,7 @@ def test_the_pins_of_the_controllers_are_in_every_table_that_is_set(payloads):
 
 
 def test_a_message_route_has_address_data_and_the_device_id_where_there_is_one(payloads):
-    table = InterruptTable(VmFd(-1, 0))
+    table = InterruptTable(X86VmFd(-1, 0))
     table.vector(24, ROOT, 0x18).enable(0x1234_5678_9ABC_DEF0, 0xCAFE)
     table.vector(25, ROOT).enable(MSI, 0x51)
     table.close()
@@ -67,7 +67,7 @@ def test_a_message_route_has_address_data_and_the_device_id_where_there_is_one(p
 
 
 def test_the_structures_of_the_other_calls_are_those_of_the_uapi(payloads):
-    vm = VmFd(-1, 0)
+    vm = X86VmFd(-1, 0)
     vm.irqfd(7, 24, assign=True)
     vm.irqfd(7, 24, assign=False)
     vm.ioeventfd(8, 0x40_0000_6004, 4, datamatch=None)

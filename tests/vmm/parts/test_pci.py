@@ -9,6 +9,7 @@ import pytest
 
 from snapkit.errors import HostError
 from snapkit.units import MIB
+from tests.grounds import X86_64
 from tests.vmm.virtio.paper import PaperKernel, guarded_memory
 from tests.vmm.virtio.registers import MSI_ADDRESS, TABLE, PciRegisters
 from tests.vmm.virtio.whole import Whole, findings
@@ -61,6 +62,17 @@ def test_a_save_opens_what_the_kernel_refused_and_sends_what_waited(machine):
     assert sorted(kernel.irqfds.values()) == msix.state.gsis
     assert (kernel.messages(msix.state.gsis[1]), msix.state.pending) == (1, [0])
     assert findings(machine.save()) == []
+
+
+@pytest.mark.parametrize(("asked", "told"), [(False, 0), (True, 1 << 3)], ids=["not asked", "asked"])
+def test_a_message_tells_its_sender_where_interrupt_controllers_ask_for_it(tmp_path, monkeypatch, asked, told):
+    here = X86_64._replace(map=X86_64.map._replace(sender_ids=asked))
+    monkeypatch.setattr("tests.vmm.virtio.whole.X86_64", here)
+    with guarded_memory([(0, 4 * MIB)]) as memory:
+        whole = Whole(memory, "pci", str(tmp_path), kinds=["virtio-rng"])
+        open_vectors(whole)
+        assert [route.device_id for route in whole.vm.interrupts.save().routes] == [told, told]
+        whole.close()
 
 
 def test_a_save_fails_while_the_kernel_still_refuses_and_the_machine_goes_on(machine):

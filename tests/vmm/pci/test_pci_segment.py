@@ -36,7 +36,7 @@ class Bench(Rig):
     def __init__(self, state: PciSegmentState | None = None) -> None:
         super().__init__()
         self.ports = Bus("port")
-        self.segment = PciSegment.restore(state or PciSegmentState(), PciSegmentArgs(self.ports, self.bus))
+        self.segment = PciSegment.restore(state or PciSegmentState(), PciSegmentArgs(self.ports, self.bus, Gpa(ECAM)))
         self.segment.add(0, self.function(layout.host_bridge(), "host-bridge"))
         self.chip = self.function(fresh(3), "root", Target())
         self.segment.add(3, self.chip)
@@ -166,7 +166,7 @@ def test_segment_that_cannot_have_its_ecam_is_on_neither_bus():
     ports, mmio = Bus("port"), Bus("mmio")
     mmio.insert(ECAM + 0x1000, 8, Target())
     with pytest.raises(ConfigError, match="overlaps"):
-        PciSegment(PciSegmentState(), ports=ports, mmio=mmio)
+        PciSegment(PciSegmentState(), ports=ports, mmio=mmio, ecam=Gpa(ECAM))
     ports.insert(CF8, 8, Target())
 
 
@@ -203,7 +203,7 @@ def test_latch_with_bits_that_are_not_there_is_named():
 def test_latch_out_of_its_width_is_refused():
     state = msgspec.structs.replace(PciSegmentState(), config_address=1 << 32)
     with pytest.raises(ImageError, match="config_address"):
-        PciSegment.restore(state, PciSegmentArgs(Bus("port"), Bus("mmio")))
+        PciSegment.restore(state, PciSegmentArgs(Bus("port"), Bus("mmio"), Gpa(ECAM)))
 
 
 ACCESSES = st.lists(

@@ -31,6 +31,7 @@ from snapkit.vmm.parts.board import CONSTRUCT_ORDER, Board, module_of
 from snapkit.vmm.parts.fresh import Asked, Transport, fresh_sections
 from snapkit.vmm.virtio.device import VirtioDevice
 from snapkit.vmm.vm import Vm
+from tests.grounds import X86_64
 from tests.restore.chips import chips
 from tests.vmm.virtio.paper import Fence, PaperKernel, PaperTap, PatientWorker
 
@@ -61,11 +62,11 @@ class Whole:
     ) -> None:
         self.memory, self.transport, self._folder, self._fence = memory, transport, folder, fence
         self.kernel = PaperKernel()
-        self.vm = Vm(cast("Any", SimpleNamespace(create_vm=lambda: self.kernel)))
+        self.vm = Vm(cast("Any", None), cast("Any", self.kernel), lines=X86_64.map.lines)
         self.loop = Loop()
         stopper = SimpleNamespace(power_off=lambda: None, reset=lambda: None, request_stop=lambda _stop: None)
         self.board = Board(self.loop, Console(None), stopper, {})
-        self.board.place(self.vm, memory, restored=saved is not None)
+        self.board.place(self.vm, X86_64.map, memory, restored=saved is not None)
         self.worker: PatientWorker | None = None
         self.tap: PaperTap | None = None
         if saved is None:
@@ -100,7 +101,7 @@ class Whole:
                 self.board.adopt(section, end)
             asked = Asked(kind, section.instance, values.get(kind, {}))
             states.append((asked, cast("VirtioState", module_of(kind).fresh(section, asked.values, end))))
-        return fresh_sections(states, self.transport, bytes(range(16))).sections
+        return fresh_sections(states, self.transport, X86_64, bytes(range(16))).sections
 
     def _path(self, name: str) -> str:
         return os.path.join(self._folder, name)

@@ -2,7 +2,7 @@
 
 `layout` is the address map; `clock` starts the clocks of a restored guest; `acpi` (with `aml`) builds the tables;
 `boot` puts a kernel, its initial ramdisk and command line into guest memory and returns the `entry.BootEntry` that
-the boot vCPU starts from. `bzimage`, `elf` and `pvh` know one format each, `boot_file` reads files. Booting
+the boot vCPU starts from. `bzimage`, `elf` and `pvh` know one format each. Booting
 touches no KVM: memory is anything with ``read``, ``write`` and ``ram``.
 
 What a guest sees of time (`clock`, `vcpu`, `irqchip`):

@@ -12,13 +12,12 @@ Surprises:
   loader that has a type, and the sentinel at 0x1ef must stay 0 or Linux clears half of the page.
 """
 
-import os
 import struct
 
-from snapkit.errors import ConfigError
 from snapkit.units import PAGE_LEN
+from snapkit.vmm.arch.boot_file import BootFile, BootMemory, command_line, load_initrd
+from snapkit.vmm.arch.elf import MAGIC
 from snapkit.vmm.arch.x86_64 import bzimage, elf, pvh
-from snapkit.vmm.arch.x86_64.boot_file import BootFile, BootMemory
 from snapkit.vmm.arch.x86_64.entry import BootEntry, Mode, enter_long, enter_pvh
 from snapkit.vmm.arch.x86_64.layout import (
     CMDLINE_GPA,
@@ -59,14 +58,14 @@ def load_kernel(
     start = kernel.read(0, 0x400)
     if bzimage.is_bzimage(start):
         image = bzimage.parse(kernel)
-        line = _checked_cmdline(cmdline, min(image.cmdline_len_max, CMDLINE_LEN_MAX_DEFAULT))
+        line = command_line(cmdline, min(image.cmdline_len_max, CMDLINE_LEN_MAX_DEFAULT))
         bzimage.load(memory, kernel, image)
         ramdisk = _load_initrd(memory, initrd, image.end, image.initrd_addr_max)
         _write_zero_page(memory, image.header, line, ramdisk, rsdp_gpa)
         return enter_long(memory, image.entry64)
-    if start.startswith(elf.MAGIC):
+    if start.startswith(MAGIC):
         executable = elf.parse(kernel)
-        line = _checked_cmdline(cmdline, CMDLINE_LEN_MAX_DEFAULT)
+        line = command_line(cmdline, CMDLINE_LEN_MAX_DEFAULT)
         elf.load(memory, kernel, executable)
         ramdisk = _load_initrd(memory, initrd, executable.end, INITRD_ADDR_MAX_DEFAULT)
         if executable.mode is Mode.LONG:
@@ -80,28 +79,10 @@ def load_kernel(
     raise kernel.wrong(f"begins with {start[:4].hex(' ')}", "a bzImage or an ELF kernel")
 
 
-def _checked_cmdline(cmdline: str, length_max: int) -> bytes:
-    """Return the NUL-terminated line; *length_max* does not count the NUL."""
-    line = os.fsencode(cmdline)
-    if b"\0" in line:
-        raise ConfigError(f"kernel command line has a NUL at byte {line.index(0)}, must be text")
-    if len(line) > length_max:
-        raise ConfigError(f"kernel command line is {len(line)} bytes, must be at most {length_max} for this kernel")
-    return line + b"\0"
-
-
 def _load_initrd(memory: BootMemory, initrd: BootFile | None, kernel_end: int, last_gpa: int) -> tuple[int, int] | None:
-    """Copy the ramdisk to whole pages as high as *last_gpa* and RAM below 3 GiB let it; return (gpa, length)."""
-    if initrd is None:
-        return None
+    """Copy the ramdisk as high as *last_gpa* and RAM below 3 GiB let it; return (gpa, length)."""
     low_gpa, low_len = memory.ram[0]
-    limit = min(low_gpa + low_len, last_gpa + 1)
-    gpa = limit - initrd.length & -PAGE_LEN
-    if gpa < kernel_end:
-        room = f"between the kernel's end {kernel_end:#x} and {limit:#x}"
-        raise initrd.wrong(f"is {initrd.length} bytes", f"at most {max(0, limit - kernel_end)} to fit {room}")
-    initrd.copy_to(memory, gpa, 0, initrd.length)
-    return gpa, initrd.length
+    return load_initrd(memory, initrd, kernel_end, min(low_gpa + low_len, last_gpa + 1))
 
 
 def _write_zero_page(

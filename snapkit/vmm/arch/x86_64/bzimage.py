@@ -14,7 +14,7 @@ Surprises:
 import struct
 from dataclasses import dataclass
 
-from snapkit.vmm.arch.x86_64.boot_file import BootFile, BootMemory, require_ram
+from snapkit.vmm.arch.boot_file import BootFile, BootMemory, require_ram
 from snapkit.vmm.arch.x86_64.layout import HIMEM_START
 
 HEADER_START = 0x1F1

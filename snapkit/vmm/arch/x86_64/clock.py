@@ -25,18 +25,17 @@ Source: Documentation/virt/kvm/api.rst (KVM_GET_CLOCK, KVM_SET_CLOCK), Documenta
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from snapkit import host
 from snapkit.state.codec import checked
 from snapkit.state.kvm_clock import KvmClockState
 from snapkit.state.vcpu_x86_64 import Msr, VcpuState
+from snapkit.vmm.arch import ClockPolicy
 from snapkit.vmm.arch.x86_64 import msrs
 from snapkit.vmm.arch.x86_64.vcpu import X86Vcpu
-from snapkit.vmm.kvm.vcpu import VcpuFd
-from snapkit.vmm.kvm.vm import VmFd
-
-ClockPolicy = Literal["continue", "realtime"]
+from snapkit.vmm.kvm.vcpu_x86 import X86VcpuFd
+from snapkit.vmm.kvm.vm_x86 import X86VmFd
 
 _U64 = (1 << 64) - 1
 _SIGN = 1 << 63
@@ -59,11 +58,11 @@ class KvmClock:
 
     kind = "kvm-clock"
 
-    def __init__(self, vm: VmFd, pending: KvmClockState | None = None) -> None:
+    def __init__(self, vm: X86VmFd, pending: KvmClockState | None = None) -> None:
         self.vm, self._pending = vm, pending
 
     @classmethod
-    def restore(cls, state: KvmClockState, args: VmFd) -> Self:
+    def restore(cls, state: KvmClockState, args: X86VmFd) -> Self:
         """Hold *state*, which must have been checked and is only read, until `start`."""
         return cls(args, state)
 
@@ -91,6 +90,9 @@ class KvmClock:
     def forget_held(self) -> None:
         """It goes on for good: what was held is over."""
         self._pending = None
+
+    def close(self) -> None:
+        """It goes with its VM."""
 
     def start_clock(self) -> None:
         """Started with the counters, by `start_together`."""
@@ -155,7 +157,7 @@ def _counters(state: VcpuState) -> list[Msr]:
     return [msr for msr in state.msrs if msr.index == msrs.TSC]
 
 
-def read_moment(vm: VmFd, first: VcpuFd) -> Moment:
+def read_moment(vm: X86VmFd, first: X86VcpuFd) -> Moment:
     """Read the clocks together; on the thread of the *first* vCPU."""
     best, best_ns = None, 0
     for _ in range(_READINGS):

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from snapkit.state.vcpu_x86_64 import DescriptorTable, Regs, Segment, Sregs
 from snapkit.units import MIB, PAGE_LEN, Gpa
-from snapkit.vmm.arch.x86_64.boot_file import BootMemory
+from snapkit.vmm.arch.boot_file import BootMemory
 from snapkit.vmm.arch.x86_64.layout import (
     BOOT_STACK_END,
     GDT_GPA,

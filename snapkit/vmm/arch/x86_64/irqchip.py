@@ -9,7 +9,7 @@ from typing import Self
 from snapkit.state.codec import checked
 from snapkit.state.irqchip_x86 import IrqchipState
 from snapkit.state.pit import PitState
-from snapkit.vmm.kvm.vm import VmFd
+from snapkit.vmm.kvm.vm_x86 import X86VmFd
 
 _MODE_WITHOUT_TIMER = 5  # a mode of channel 0 for which KVM sets no timer (pit_load_count in arch/x86/kvm/i8254.c)
 
@@ -19,11 +19,11 @@ class Irqchip:
 
     kind = "irqchip-x86"
 
-    def __init__(self, vm: VmFd, pending: IrqchipState | None = None) -> None:
+    def __init__(self, vm: X86VmFd, pending: IrqchipState | None = None) -> None:
         self._vm, self._pending = vm, pending
 
     @classmethod
-    def restore(cls, state: IrqchipState, args: VmFd) -> Self:
+    def restore(cls, state: IrqchipState, args: X86VmFd) -> Self:
         """Hold *state*, which must have been checked and is only read, until `load`."""
         return cls(args, state)
 
@@ -32,6 +32,9 @@ class Irqchip:
         state, self._pending = self._pending, None
         if state is not None:
             self._vm.set_irqchip(state)
+
+    def close(self) -> None:
+        """It goes with its VM."""
 
     def start_clock(self) -> None:
         """Nothing here keeps time."""
@@ -51,16 +54,19 @@ class Pit:
 
     kind = "pit"
 
-    def __init__(self, vm: VmFd, pending: PitState | None = None) -> None:
+    def __init__(self, vm: X86VmFd, pending: PitState | None = None) -> None:
         self._vm, self._pending = vm, pending
 
     @classmethod
-    def restore(cls, state: PitState, args: VmFd) -> Self:
+    def restore(cls, state: PitState, args: X86VmFd) -> Self:
         """Hold *state*, which must have been checked and is only read, until `start_clock`."""
         return cls(args, state)
 
     def load(self) -> None:
         """Nothing is written before the machine runs: it would tick at once."""
+
+    def close(self) -> None:
+        """It goes with its VM."""
 
     def start_clock(self) -> None:
         """Let it go on from the held state."""

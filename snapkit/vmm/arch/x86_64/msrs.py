@@ -9,7 +9,7 @@ Source: arch/x86/kvm/x86.c (msrs_to_save, emulated_msrs), arch/x86/kvm/mtrr.c.
 """
 
 from snapkit.state.vcpu_x86_64 import CpuidEntry, Msr
-from snapkit.vmm.kvm.vcpu import VcpuFd
+from snapkit.vmm.kvm.vcpu_x86 import X86VcpuFd
 
 TSC = 0x10
 TSC_ADJUST = 0x3B
@@ -51,7 +51,7 @@ BASELINE = (
 """All the MSRs that the `baseline` CPUID profile implies."""
 
 
-def find_state(fd: VcpuFd, listed: list[int], cpuid: list[CpuidEntry]) -> list[int]:
+def find_state(fd: X86VcpuFd, listed: list[int], cpuid: list[CpuidEntry]) -> list[int]:
     """Return every MSR that is state of a paused vCPU with *cpuid*; *listed* is KVM's own list."""
     listed = [index for index in listed if index not in _HYPERV or _offers_hyperv(cpuid)]
     extra = [*_MTRR, SPEC_CTRL, _XSS]
@@ -80,12 +80,12 @@ def drop_unkept(saved: list[Msr], cpuid: list[CpuidEntry]) -> None:
             msr.data &= 0xFFFF_FFFF
 
 
-def find_baseline(fd: VcpuFd) -> list[int]:
+def find_baseline(fd: X86VcpuFd) -> list[int]:
     """Return the MSRs of the `baseline` profile: the same on every host."""
     return _readable(fd, list(BASELINE))
 
 
-def _readable(fd: VcpuFd, indices: list[int]) -> list[int]:
+def _readable(fd: X86VcpuFd, indices: list[int]) -> list[int]:
     known: list[int] = []
     while indices:
         count = len(fd.get_msrs(indices))
@@ -94,7 +94,7 @@ def _readable(fd: VcpuFd, indices: list[int]) -> list[int]:
     return known
 
 
-def _writable(fd: VcpuFd, indices: list[int]) -> list[int]:
+def _writable(fd: X86VcpuFd, indices: list[int]) -> list[int]:
     known: list[int] = []
     while indices:
         count = fd.try_set_msrs({msr.index: msr.data for msr in fd.get_msrs(indices)})

@@ -1,6 +1,7 @@
 """An x86-64 vCPU as state: the orders in which KVM wants it read and written.
 
-Saving: MP_STATE first (reading it can change the local APIC), events last (reading registers can queue one).
+Saving: MP_STATE first (reading it can change the local APIC), events last (reading registers can queue one). What KVM gives
+and would not take again is made what it takes, where it means the same to the guest.
 Loading: by the table in `vcpu_order`. The time-stamp counter is set when the machine first runs
 (`snapkit.vmm.arch.x86_64.clock`), and the timers by `start_timers` after it, or they would run on while it waits paused.
 CPUID is saved as it was told, not as KVM_GET_CPUID2 gives it back: some KVMs (measured: PVM) answer with leaves and
@@ -13,10 +14,12 @@ from copy import copy
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from snapkit.state.spec import lapic
-from snapkit.state.vcpu_x86_64 import CpuidEntry, Msr, VcpuState
+from snapkit.state.spec.x86 import Efer
+from snapkit.state.vcpu_x86_64 import CpuidEntry, Msr, Sregs, VcpuState
 from snapkit.vmm.arch.x86_64 import msrs, vcpu_order
 from snapkit.vmm.kvm import abi, abi_x86
-from snapkit.vmm.kvm.vcpu import VcpuFd
+from snapkit.vmm.kvm.system_x86 import msr_indices
+from snapkit.vmm.kvm.vcpu_x86 import X86VcpuFd
 from snapkit.vmm.vm import Vm
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ _MTRR_DEF_TYPE, _MTRR_ON_WRITE_BACK = 0x2FF, 1 << 11 | 6
 class VcpuArgs(NamedTuple):
     """Host things of a vCPU: its fd, its VM, and whether its CPUID is the `baseline` profile."""
 
-    fd: VcpuFd
+    fd: X86VcpuFd
     vm: Vm
     baseline: bool
 
@@ -56,11 +59,11 @@ class X86Vcpu:
         self._held_counts = b""
         self._adjust = 0
         self.tsc_offset: int | None = None
-        """As `VcpuFd.get_tsc_offset` said at the last `save`; None for a counter that was not started yet."""
+        """As `X86VcpuFd.get_tsc_offset` said at the last `save`; None for a counter that was not started yet."""
         self._msr_indices: list[int] | None = None
 
     @property
-    def fd(self) -> VcpuFd:
+    def fd(self) -> X86VcpuFd:
         """What KVM holds of it."""
         return self._fd
 
@@ -99,7 +102,7 @@ class X86Vcpu:
         """Read everything out of KVM; a clock that was not started yet is given back as it was."""
         fd = self._fd
         mp_state = fd.get_mp_state()
-        regs, sregs = fd.get_regs(), fd.get_sregs()
+        regs, sregs = fd.get_regs(), _loadable(fd.get_sregs())
         xsave, xcrs = fd.get_xsave(self._xsave_len()), fd.get_xcrs()
         debugregs, apic = fd.get_debugregs(), _with_counts(fd.get_lapic(), self._held_counts)
         tsc_khz = self.tsc_khz()
@@ -107,6 +110,9 @@ class X86Vcpu:
         msrs.drop_unkept(saved, self._told)
         self._settle_clock(saved)
         self.tsc_offset = None if self._held_clock else fd.get_tsc_offset()
+        events = fd.get_events()
+        if mp_state == abi.KVM_MP_STATE_INIT_RECEIVED:
+            events.smi_pending = 0  # KVM gives it, and takes none for a CPU that waits for its SIPI
         return VcpuState(
             id=self.id,
             mp_state=mp_state,
@@ -119,7 +125,7 @@ class X86Vcpu:
             lapic=apic,
             cpuid=[copy(entry) for entry in self._told],
             msrs=saved,
-            events=fd.get_events(),
+            events=events,
         )
 
     def reset(self, cpuid: list[CpuidEntry], entry: "BootEntry | None") -> None:
@@ -188,7 +194,7 @@ class X86Vcpu:
             if self._args.baseline:
                 self._msr_indices = msrs.find_baseline(self._fd)
             else:
-                self._msr_indices = msrs.find_state(self._fd, self._args.vm.kvm.msr_indices(), cpuid)
+                self._msr_indices = msrs.find_state(self._fd, msr_indices(self._args.vm.kvm), cpuid)
         return self._msr_indices
 
     def _settle_clock(self, saved: list[Msr]) -> None:
@@ -201,6 +207,13 @@ class X86Vcpu:
         if deadline is not None and counter is not None and deadline.data == 0:
             # 0 means expired, its interrupt perhaps not yet raised: the counter's own value fires it at once
             deadline.data = counter.data
+
+
+def _loadable(sregs: Sregs) -> Sregs:
+    """Make what KVM gave what it takes: CS.L outside of long mode is a bit that a descriptor had, and has no effect there."""
+    if not sregs.efer & Efer.LMA:
+        sregs.cs.l = 0
+    return sregs
 
 
 def _with_counts(page: bytes, counts: bytes) -> bytes:

@@ -12,37 +12,17 @@ from snapkit.errors import ConfigError
 from snapkit.state.vcpu_x86_64 import DescriptorTable, Segment, Sregs
 from snapkit.units import GIB, MIB
 from snapkit.vmm.arch.x86_64 import boot, layout, platform
+from tests.vmm.arch import loading
+from tests.vmm.arch.loading import CODE, write_elf
 
-CODE = bytes(range(256)) * 8
 ZERO_PAGE, CMDLINE, START_INFO = 0x7000, 0x2_0000, 0x6000
 
 
-class SparseRam:
-    """Guest memory that holds only what was written, and refuses what is not RAM."""
+class SparseRam(loading.SparseRam):
+    """The RAM of an x86-64 machine."""
 
     def __init__(self, length: int) -> None:
-        self.ram = layout.ram_regions(length)
-        self.writes: list[tuple[int, bytes]] = []
-
-    def _require(self, gpa: int, length: int) -> None:
-        assert any(start <= gpa and gpa + length <= start + size for start, size in self.ram), hex(gpa)
-
-    def write(self, gpa: int, payload: bytes | bytearray | memoryview) -> None:
-        self._require(gpa, len(payload))
-        self.writes.append((gpa, bytes(payload)))
-
-    def read(self, gpa: int, length: int) -> bytes:
-        self._require(gpa, length)
-        result = bytearray(length)
-        for start, payload in self.writes:
-            low, high = max(start, gpa), min(start + len(payload), gpa + length)
-            if low < high:
-                result[low - gpa : high - gpa] = payload[low - start : high - start]
-        return bytes(result)
-
-    def field(self, fmt: str, gpa: int) -> int:
-        value: int = struct.unpack("<" + fmt, self.read(gpa, struct.calcsize("<" + fmt)))[0]
-        return value
+        super().__init__(layout.ram_regions(length))
 
 
 def write_bzimage(path: Path, *, code: bytes = CODE, tail: bytes = b"", **changes: int) -> str:
@@ -70,43 +50,6 @@ def write_bzimage(path: Path, *, code: bytes = CODE, tail: bytes = b"", **change
         struct.pack_into("<" + fmt, setup, offset, changes.pop(name, value))
     assert not changes
     path.write_bytes(bytes(setup) + code + tail)
-    return str(path)
-
-
-def write_elf(
-    path: Path,
-    *,
-    bits: int = 64,
-    entry: int = 0x10_0000,
-    segments: tuple[tuple[int, bytes, int], ...] = ((0x10_0000, CODE, 0x2000),),
-    notes: bytes = b"",
-    kind: int = 2,
-    machine: int | None = None,
-    extra_types: tuple[int, ...] = (),
-) -> str:
-    """Write an executable; a segment is (physical address, bytes, length in memory)."""
-    machine = machine or {64: 62, 32: 3}[bits]
-    head_len, entry_len = {64: (64, 56), 32: (52, 32)}[bits]
-    programs = [(1, gpa, payload, memory_len) for gpa, payload, memory_len in segments]
-    programs += [(4, 0, notes, len(notes))] if notes else []
-    programs += [(extra, 0, b"", 0) for extra in extra_types]
-    offset = head_len + entry_len * len(programs)
-    table, body = b"", b""
-    for p_type, gpa, payload, memory_len in programs:
-        place, virtual = offset + len(body), gpa + 0x8000_0000
-        if bits == 64:
-            table += struct.pack("<IIQQQQQQ", p_type, 5, place, virtual, gpa, len(payload), memory_len, 4)
-        else:
-            table += struct.pack("<IIIIIIII", p_type, place, virtual, gpa, len(payload), memory_len, 5, 4)
-        body += payload
-    ident = b"\x7fELF" + bytes([bits // 32, 1, 1]) + bytes(9)
-    word = "Q" if bits == 64 else "I"
-    # section headers far behind the end: a kernel needs none, and broken ones must not matter
-    head = struct.pack(
-        f"<HHI{word}{word}{word}IHHHHHH",
-        *(kind, machine, 1, entry, head_len, 0x7FFF_0000, 0, head_len, entry_len, len(programs), 64, 9, 8),
-    )
-    path.write_bytes(ident + head + table + body)
     return str(path)
 
 
@@ -461,7 +404,7 @@ def test_pvh_entry_is_flat_32_bit_without_paging(tmp_path):
 
 
 LAB = Path(__file__).parents[4] / ".cache" / "lab"
-REAL = sorted(str(path) for pattern in ("*/boot/vmlinuz-*", "*/vmlinux") for path in LAB.glob(pattern))
+REAL = sorted(str(path) for pattern in ("*/boot/vmlinuz-*-amd64", "*-amd64_*/vmlinux") for path in LAB.glob(pattern))
 
 
 @pytest.mark.skipif(not REAL, reason="no Debian kernel under .cache/lab (the lab fetches one)")

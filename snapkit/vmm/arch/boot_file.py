@@ -1,18 +1,18 @@
-"""Files that the operator names for a boot, the kernel and the initial ramdisk: opened, checked, copied into guest RAM.
+"""What the operator names for a boot: the kernel and the initial ramdisk, opened, checked, copied into guest RAM; a line.
 
-Whatever is wrong with such a file is the operator's to mend, so it becomes a ConfigError that names the file.
+Whatever is wrong with them is the operator's to mend, so it becomes a ConfigError that names the file.
 """
 
 import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Protocol
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple, Protocol
 
 from snapkit import host
 from snapkit.errors import ConfigError, HostError
-from snapkit.units import MIB, format_len
+from snapkit.units import MIB, PAGE_LEN, format_len
 
 # Large enough to make calls rare, small enough that a big kernel is never held twice.
 _PIECE_LEN = 4 * MIB
@@ -80,6 +80,43 @@ def open_boot_file(path: str, what: str) -> Iterator[BootFile]:
         yield BootFile(fd, path, what, status.st_size)
     finally:
         host.close(fd)
+
+
+class GuestFiles(NamedTuple):
+    """What is booted, open."""
+
+    kernel: BootFile
+    initrd: BootFile | None
+
+
+@contextmanager
+def open_guest(kernel_path: str, initrd_path: str | None) -> Iterator[GuestFiles]:
+    """Open what is to be booted for the length of a with block. Raises ConfigError."""
+    ramdisk = nullcontext() if initrd_path is None else open_boot_file(initrd_path, "initrd")
+    with open_boot_file(kernel_path, "kernel") as kernel, ramdisk as initrd:
+        yield GuestFiles(kernel, initrd)
+
+
+def command_line(cmdline: str, length_max: int) -> bytes:
+    """Return the NUL-terminated line; *length_max* does not count the NUL. Raises ConfigError."""
+    line = os.fsencode(cmdline)
+    if b"\0" in line:
+        raise ConfigError(f"kernel command line has a NUL at byte {line.index(0)}, must be text")
+    if len(line) > length_max:
+        raise ConfigError(f"kernel command line is {len(line)} bytes, must be at most {length_max} for this kernel")
+    return line + b"\0"
+
+
+def load_initrd(memory: BootMemory, initrd: BootFile | None, kernel_end: int, limit: int) -> tuple[int, int] | None:
+    """Copy the ramdisk to whole pages as high as *limit* lets it; return (gpa, length). Raises ConfigError."""
+    if initrd is None:
+        return None
+    gpa = limit - initrd.length & -PAGE_LEN
+    if gpa < kernel_end:
+        room = f"between the kernel's end {kernel_end:#x} and {limit:#x}"
+        raise initrd.wrong(f"is {initrd.length} bytes", f"at most {max(0, limit - kernel_end)} to fit {room}")
+    initrd.copy_to(memory, gpa, 0, initrd.length)
+    return gpa, initrd.length
 
 
 def require_ram(memory: BootMemory, start: int, end: int, what: str) -> None:

@@ -10,9 +10,7 @@
 #ifndef SNAPKIT_GUESTS_RT_H
 #define SNAPKIT_GUESTS_RT_H
 
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
+#include "text.h"
 
 /* The machine's addresses. */
 #define COM1 0x3f8
@@ -49,7 +47,8 @@ struct hvm_memmap_entry {
 #define START_INFO_MAGIC 0x336ec578u
 #define MEMMAP_RAM 1
 
-void guest_main(const struct hvm_start_info *info);
+void guest_main(void);
+extern const struct hvm_start_info *const start_info;
 extern const u8 gdtr[6];
 
 static inline void outb(u16 port, u8 value)
@@ -97,7 +96,7 @@ static inline volatile u32 *lapic(u32 offset)
         return (volatile u32 *)(LAPIC_BASE + offset);
 }
 
-/* Text on COM1, polled. */
+/* COM1, polled. */
 
 static inline void put_char(char character)
 {
@@ -106,28 +105,10 @@ static inline void put_char(char character)
         outb(UART_DATA, character);
 }
 
-static inline void put_text(const char *text)
+/* What was typed, or -1. */
+static inline int get_char(void)
 {
-        while (*text)
-                put_char(*text++);
-}
-
-static inline void put_hex(u32 value)
-{
-        for (int shift = 28; shift >= 0; shift -= 4)
-                put_char("0123456789abcdef"[value >> shift & 15]);
-}
-
-static inline void put_decimal(u32 value)
-{
-        char digits[11];
-        char *first = digits + 10;
-
-        *first = 0;
-        do
-                *--first = '0' + value % 10;
-        while (value /= 10);
-        put_text(first);
+        return inb(UART_LSR) & LSR_DR ? inb(UART_DATA) : -1;
 }
 
 /* Interrupts. */
@@ -221,6 +202,20 @@ static inline void setup_pit(u32 hz)
         outb(0x43, 0x34);
         outb(0x40, divisor & 0xff);
         outb(0x40, divisor >> 8);
+}
+
+/* Have the handler called that often a second, from enable_interrupts() on. Each call ends in end_of_tick(). */
+static inline void start_ticks(u32 hz, void (*handler)(void))
+{
+        load_idt();
+        set_gate(PIC_VECTOR + 0, handler);
+        setup_pic(1 << 0);
+        setup_pit(hz);
+}
+
+static inline void end_of_tick(void)
+{
+        end_of_irq();
 }
 
 /* Power. */

@@ -23,7 +23,7 @@ _start:
         movl    %eax, %gs
         movl    %eax, %ss
         cld
-        pushl   %ebx
+        movl    %ebx, start_info
         call    guest_main
 2:      cli
         hlt
@@ -41,5 +41,8 @@ gdtr:   .word   23
 
         .bss
         .balign 16
+        .globl  start_info
+start_info:
+        .skip   16
         .skip   4096
 stack_top:
