@@ -50,6 +50,11 @@ class Digester:
     def keyed(self) -> bool:
         return self._key is not None
 
+    @property
+    def name(self) -> bytes:
+        """The same for all that have the same key, and does not tell it."""
+        return b"" if self._key is None else self.of(b"")
+
     def agrees_with(self, other: "Digester") -> bool:
         """Return whether the digests that *other* made are those that this one would make."""
         return self._key == other._key

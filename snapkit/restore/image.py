@@ -16,10 +16,9 @@ import os
 from typing import NamedTuple, Self
 
 from snapkit.errors import ConfigError, Finding, ImageError
-from snapkit.restore.chunks import ChunkTable, check_table_len
-from snapkit.restore.container import find_gaps, parts_of, read_manifest
 from snapkit.restore.describe import Description, describe
 from snapkit.restore.digest import Digester
+from snapkit.restore.front import read_front
 from snapkit.restore.manifest import Manifest, SectionEntry
 from snapkit.restore.pages import Pages, Progress
 from snapkit.restore.preamble import (
@@ -27,7 +26,6 @@ from snapkit.restore.preamble import (
     PREAMBLE_LEN,
     Preamble,
     check_memory_header,
-    unpack_preamble,
 )
 from snapkit.restore.source import Source, naming
 from snapkit.state import codec
@@ -53,9 +51,9 @@ class Image:
         self._memory_source = source
         self._digester = digester
         self.path = source.path
-        self.preamble: Preamble = unpack_preamble(source.head, digester)
-        self.manifest: Manifest = read_manifest(source, self.preamble, digester)
-        self._check_cover()
+        self.front = read_front(source, digester)
+        self.preamble: Preamble = self.front.preamble
+        self.manifest: Manifest = self.front.manifest
         try:
             self.memory: Pages = self._open_memory()
         except BaseException:
@@ -107,7 +105,7 @@ class Image:
 
     def _payload(self, entry: SectionEntry) -> bytes:
         stored = self._stored(entry)
-        return stored if entry.codec == "raw" else _decompress(stored, entry.length, f"section {entry.path}")
+        return stored if entry.codec == "raw" else decompress(stored, entry.length, f"section {entry.path}")
 
     def _stored(self, entry: SectionEntry) -> bytes:
         stored = self._source.read(entry.offset, entry.stored_length, entry.kind)  # that it is there was seen before
@@ -115,10 +113,8 @@ class Image:
             raise ImageError(f"section {entry.path} does not match its digest: damaged")
         return stored
 
-    def sections(self, *, refuse_unknown: bool = True, canonical: bool = False) -> Sections:
+    def sections(self, *, refuse_unknown: bool = True) -> Sections:
         """Decode every section into a State of the version that it is stored in.
-
-        *canonical*: those of this very manifest were found to be in canonical form before.
 
         Raises ImageError for a required section of an unknown kind or a newer version, and for one that is damaged or
         not what its schema says. Optional sections that are unknown are left out and named in `Sections.dropped`; so
@@ -138,7 +134,7 @@ class Image:
                 if entry.length > schema.max_len:
                     raise ImageError(f"section {entry.path} has {entry.length} bytes, {kind} allows {schema.max_len}")
                 section = SectionId(kind, entry.instance)
-                states[section] = codec.decode(schema, self._payload(entry), where=section, canonical=canonical)
+                states[section] = codec.decode(schema, self._payload(entry), where=section)
         return Sections(states, dropped)
 
     def _unknown(self, entry: SectionEntry, *, refuse: bool) -> str:
@@ -178,27 +174,14 @@ class Image:
         if self._memory_source is not self._source:
             self._memory_source.close()
 
-    def _check_cover(self) -> None:
-        """Check that preamble, manifest, sections, chunk table and memory cover the file, in this order."""
-        for gap in find_gaps(parts_of(self.preamble, self.manifest), self._source.length):
-            padding = self._source.read(gap.offset, gap.length, gap.what)
-            if padding != bytes(gap.length):
-                raise ImageError(f"{gap.what}, {gap.length} bytes at {gap.offset}, is not zero")
-
     def _open_memory(self) -> Pages:
-        preamble, source = self.preamble, self._source
-        if preamble.separate_memory:
+        source, table = self._source, self.front.table
+        if self.preamble.separate_memory:
             source = self._memory_source = self._open_separate()
-        regions = self.manifest.memory.regions
-        check_table_len(preamble.chunks_len, regions)
-        table_bytes = self._source.read(preamble.chunks_offset, preamble.chunks_len, "the chunk table")
-        if not self._digester.matches(table_bytes, preamble.chunks_digest):
-            raise ImageError("the chunk table does not match its digest: damaged")
-        table = ChunkTable(table_bytes, regions, memory_offset=preamble.memory_offset, memory_len=preamble.memory_len)
         for gap in table.gaps:
             if source.read(gap.offset, gap.length, gap.what) != bytes(gap.length):
                 raise ImageError(f"{gap.what}, {gap.length} bytes at {gap.offset}, is not zero")
-        return Pages(source.fd, source.path, regions, table, self._digester)
+        return Pages(source.fd, source.path, self.manifest.memory.regions, table, self._digester)
 
     def _open_separate(self) -> Source:
         separate = self.manifest.memory.separate
@@ -235,8 +218,8 @@ class Image:
             raise ImageError("the padding after its header is not zero")
 
 
-def _decompress(stored: bytes, length: int, what: str) -> bytes:
-    """Decompress exactly one frame of exactly *length* bytes, which the frame itself must announce."""
+def decompress(stored: bytes, length: int, what: str) -> bytes:
+    """Decompress a section, *what*: exactly one frame of exactly *length* bytes, which the frame itself must announce."""
     import zstandard
 
     try:

@@ -6,7 +6,6 @@ copy of some facts for people: what counts is in the sections.
 """
 
 import re
-from functools import lru_cache
 from typing import Annotated, Literal
 
 import msgspec
@@ -92,9 +91,8 @@ def encode_manifest(manifest: Manifest) -> bytes:
     return _encoder.encode(manifest)
 
 
-@lru_cache(maxsize=8)
 def decode_manifest(payload: bytes) -> Manifest:
-    """Read a manifest: of a file that is restored again and again, once.
+    """Read a manifest.
 
     Raises ImageError, with the place, when it is too long, not JSON, not canonical, or says something impossible.
     """

@@ -29,6 +29,8 @@ class Pages:
         self.table = table
         self._digester = digester
         self._last: tuple[int, bytes] = (-1, b"")
+        self.peeked: list[tuple[int, bytes]] = []
+        """What `peek` read of the file, each with its offset."""
 
     @property
     def length(self) -> int:
@@ -66,6 +68,10 @@ class Pages:
         Raises ImageError when the range is not RAM, or the file has become shorter.
         """
         return self._read(gpa, length, self._part)
+
+    def still(self, parts: Iterable[tuple[int, bytes]]) -> bool:
+        """Return whether the file has the same *parts* at the same offsets, which `peek` saw there (`peeked`)."""
+        return all(host.pread(self.fd, len(content), offset) == content for offset, content in parts)
 
     def _read(self, gpa: int, length: int, part: Callable[[Chunk, int, int], bytes]) -> bytes:
         if length <= 0:
@@ -170,6 +176,7 @@ class Pages:
         found = host.pread(self.fd, stop - start, chunk.offset + start)
         if len(found) != stop - start:
             self._require_whole([chunk])
+        self.peeked.append((chunk.offset + start, found))
         return found
 
     def _check(

@@ -7,6 +7,8 @@ before it. A failure on the way back is added to the error that caused it, never
 from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
+import msgspec
+
 from snapkit import host
 
 T = TypeVar("T")
@@ -16,7 +18,7 @@ def dies_with_vm(_target: object) -> None:
     """Undo of a step whose whole effect is inside the VM: closing that, which comes later, takes it back."""
 
 
-class Step(NamedTuple, Generic[T]):
+class Step(msgspec.Struct, Generic[T], frozen=True):
     """One thing to do to a target, and how to take it back; *run* steps have no way back."""
 
     stage: str
@@ -51,7 +53,8 @@ class Timeline:
 
     def __init__(self) -> None:
         self.origin_ns = host.monotonic_ns()
-        self._taken: list[tuple[str, str, int, int, int]] = []  # made into spans when somebody looks
+        self.taken: list[tuple[str, str, int, int, int]] = []
+        """Stage, name, start, end, calls of each step: made into spans when somebody looks."""
 
     @property
     def spans(self) -> list[Span]:
@@ -59,21 +62,16 @@ class Timeline:
         origin = self.origin_ns
         return [
             Span(stage, name, start_ns - origin, end_ns - start_ns, calls)
-            for stage, name, start_ns, end_ns, calls in self._taken
+            for stage, name, start_ns, end_ns, calls in self.taken
         ]
 
     def span(self, stage: str, name: str) -> "Recording":
         """Record the with block as a step of *stage*, also when it fails."""
         return Recording(self, stage, name)
 
-    def add(self, stage: str, name: str, start_ns: int, calls: int) -> tuple[int, int]:
-        """Record what began at *start_ns*, when so many system calls had been made, and is over now.
-
-        Returns the same two for what begins now: a restore has 60 steps, and both questions cost as much as a short one.
-        """
-        end_ns, made = host.monotonic_ns(), host.calls_made()
-        self._taken.append((stage, name, start_ns, end_ns, made - calls))
-        return end_ns, made
+    def add(self, stage: str, name: str, start_ns: int, calls: int) -> None:
+        """Record what began at *start_ns*, when so many system calls had been made, and is over now."""
+        self.taken.append((stage, name, start_ns, host.monotonic_ns(), host.calls_made() - calls))
 
     def total_ns(self) -> int:
         """From the origin to the end of the last step."""
@@ -123,7 +121,8 @@ class Recording:
 def run_steps(steps: Iterable[Step[T]], target: T, timeline: Timeline) -> None:
     """Do *steps* to *target*; when one fails, undo those before it in reverse and raise its error with theirs noted."""
     done: list[Step[T]] = []
-    start_ns, calls = host.monotonic_ns(), host.calls_made()
+    now, calls_made, taken = host.monotonic_ns, host.calls_made, timeline.taken  # a restore has 50 steps
+    start_ns, calls = now(), calls_made()
     for step in steps:
         try:
             step.do(target)
@@ -132,8 +131,10 @@ def run_steps(steps: Iterable[Step[T]], target: T, timeline: Timeline) -> None:
             error.add_note(f"in step {step.stage}: {step.name}")
             _undo(done, target, error)
             raise
-        start_ns, calls = timeline.add(step.stage, step.name, start_ns, calls)
         done.append(step)
+        end_ns, made = now(), calls_made()
+        taken.append((step.stage, step.name, start_ns, end_ns, made - calls))
+        start_ns, calls = end_ns, made
 
 
 def _undo(done: list[Step[T]], target: T, error: BaseException) -> None:

@@ -5,7 +5,9 @@ kind come by their numbers, whatever order the file has: KVM hands out the redis
 vCPUs are made, and the counter is the first one's. Those that have names keep the file's order.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 from snapkit.errors import InternalError
 from snapkit.order import Order
@@ -28,7 +30,7 @@ def plan(sections: Mapping[SectionId, State], pages: Pages, *, paused: bool = Fa
 
     *pages* is only handed on to the step that maps memory. With *paused* nothing runs at the end.
     """
-    machine, layout, kinds = sections[MACHINE], sections[MEMORY], _by_kind(sections)
+    machine, layout = sections[MACHINE], sections[MEMORY]
     if not isinstance(machine, MachineState) or not isinstance(layout, MemoryLayoutState):
         raise InternalError("the machine or memory-layout section is not of its current version")
     vm, ram = orders.REBUILD.reasons["machine"], orders.REBUILD.reasons["memory-layout"]
@@ -44,29 +46,74 @@ def plan(sections: Mapping[SectionId, State], pages: Pages, *, paused: bool = Fa
             ram,
         ),
     }
+    places = _places(tuple(sections))
     stages: dict[str, Steps] = {
         "claim": [
-            *(_claim(section, sections[section]) for section in _ordered(kinds, orders.CLAIM)),
-            # last, after what may be missing, changed or another's: nothing is opened by path after it
-            Step(
-                "claim",
-                "open the hypervisor",
-                lambda target: target.open_hypervisor(),
-                lambda target: target.close_hypervisor(),
+            *(
+                Step("claim", name, _claiming(section, sections[section]), undo, reasons)
+                for section, name, undo, reasons in places.claim
             ),
+            _OPEN_HYPERVISOR,  # last, after what may be missing, changed or another's: nothing is opened by path after it
         ],
         "rebuild": [
-            made.get(section) or _construct(section, sections[section])
-            for section in (*_ordered(kinds, orders.REBUILD), *_others(sections, orders.REBUILD))
+            made.get(section) or Step("rebuild", name, _constructing(section, sections[section]), undo, reasons)
+            for section, name, undo, reasons in places.rebuild
         ],
-        "wire": [
-            Step("wire", "doorbells and interrupts", lambda target: target.wire(), lambda target: target.unwire())
-        ],
-        "load": [_load(section) for section in _ordered(kinds, orders.LOAD)],
-        "activate": [Step("activate", "devices", lambda target: target.activate(), lambda target: target.deactivate())],
-        "run": [] if paused else [Step("run", "clocks and vCPUs", lambda target: target.resume())],
+        "wire": [_WIRE],
+        "load": places.load,
+        "activate": [_ACTIVATE],
+        "run": [] if paused else [_RUN],
     }
     return [step for stage in orders.STAGES.names for step in stages[stage]]
+
+
+_OPEN_HYPERVISOR: Step[Target] = Step(
+    "claim",
+    "open the hypervisor",
+    lambda target: target.open_hypervisor(),
+    lambda target: target.close_hypervisor(),
+)
+_WIRE: Step[Target] = Step(
+    "wire", "doorbells and interrupts", lambda target: target.wire(), lambda target: target.unwire()
+)
+_ACTIVATE: Step[Target] = Step(
+    "activate", "devices", lambda target: target.activate(), lambda target: target.deactivate()
+)
+_RUN: Step[Target] = Step("run", "clocks and vCPUs", lambda target: target.resume())
+
+
+def _claiming(section: SectionId, state: State) -> Callable[[Target], None]:
+    return lambda target: target.claim(section, state)
+
+
+def _constructing(section: SectionId, state: State) -> Callable[[Target], None]:
+    return lambda target: target.construct(section, state)
+
+
+class _Place(NamedTuple):
+    """Where a section's step comes, and all of that step but what it does with the State."""
+
+    section: SectionId
+    name: str
+    undo: Callable[[Target], None]
+    reasons: Sequence[str]
+
+
+class _Places(NamedTuple):
+    claim: list[_Place]
+    rebuild: list[_Place]
+    load: Steps
+
+
+@lru_cache(maxsize=64)
+def _places(sections: tuple[SectionId, ...]) -> _Places:
+    """Put *sections* into their places: once for all machines that have the same ones."""
+    kinds = _by_kind(sections)
+    return _Places(
+        [_claim(section) for section in _ordered(kinds, orders.CLAIM)],
+        [_construct(section) for section in (*_ordered(kinds, orders.REBUILD), *_others(sections, orders.REBUILD))],
+        [_load(section) for section in _ordered(kinds, orders.LOAD)],
+    )
 
 
 def _by_kind(sections: Iterable[SectionId]) -> dict[str, list[SectionId]]:
@@ -94,23 +141,13 @@ def _number(section: SectionId) -> int:
     return int(section.instance) if section.instance.isdecimal() else 0
 
 
-def _claim(section: SectionId, state: State) -> Step[Target]:
-    return Step(
-        "claim",
-        f"open what {section} has of the host",
-        lambda target: target.claim(section, state),
-        lambda target: target.unclaim(section),
-    )
+def _claim(section: SectionId) -> _Place:
+    return _Place(section, f"open what {section} has of the host", lambda target: target.unclaim(section), ())
 
 
-def _construct(section: SectionId, state: State) -> Step[Target]:
-    return Step(
-        "rebuild",
-        f"construct {section}",
-        lambda target: target.construct(section, state),
-        lambda target: target.discard(section),
-        orders.REBUILD.reasons.get(section.kind, ()),
-    )
+def _construct(section: SectionId) -> _Place:
+    reasons = orders.REBUILD.reasons.get(section.kind, ())
+    return _Place(section, f"construct {section}", lambda target: target.discard(section), reasons)
 
 
 def _load(section: SectionId) -> Step[Target]:

@@ -6,6 +6,7 @@ from typing import Protocol, Self
 import msgspec
 
 from snapkit.errors import Finding, ImageError, IncompatibleHost, StateViolation
+from snapkit.restore import known
 from snapkit.restore.check import check, check_labels
 from snapkit.restore.compatible import advice, compatible, overridden
 from snapkit.restore.image import Image
@@ -18,14 +19,6 @@ from snapkit.state.codec import HandingOver
 from snapkit.state.converters import upgrade_sections
 from snapkit.state.host_facts import HostFacts
 from snapkit.state.schema import SectionId, State
-
-_KNOWN_MAX = 1024
-_fitting: set[tuple[HostFacts, bytes, str]] = set()
-"""Files that a host was found to fit, by the digest over their sections' digests: `compatible` is pure, so one that is
-restored again and again is judged once (60 us for two CPUs), and looked up from then on."""
-_sound: set[tuple[bytes, str]] = set()
-"""Files whose sections were found sound and in canonical form, in the same way: what `check` finds without a look at memory
-is pure, too, and takes a tenth of a restore (0.3 ms for eight devices, twice that with cold caches)."""
 
 
 class Asked(Protocol):
@@ -58,12 +51,11 @@ class Prepared(msgspec.Struct):
         """
         findings: list[Finding] = []
         with self.timeline.span("plan", "what this host lacks"):
-            preamble = self.image.preamble
-            verdict = (ask(rate=False), preamble.manifest_digest, preamble.release)
-            if force or (verdict not in _fitting and compatible(self.sections, verdict[0])):
+            facts = ask(rate=False)
+            if force or (not known.fits(self.image, facts) and compatible(self.sections, facts)):
                 findings = overridden(self.sections, ask(rate=True), force)
-            elif not self.judged and len(_fitting) < _KNOWN_MAX:  # no sections that a forced verdict has changed
-                _fitting.add(verdict)
+            elif not self.judged:  # no sections that a forced verdict has changed
+                known.remember_fit(self.image, facts)
         if findings:
             raise IncompatibleHost(f"{where} cannot run {self.image.path}; {advice(findings)}", findings=findings)
         self.judged = True
@@ -112,16 +104,17 @@ def prepare(path: str, *, key: bytes | None = None, paused: bool = False, archit
     try:
         if architecture is not None and architecture != image.preamble.architecture:
             raise _other_architecture(path, image.preamble.architecture, architecture)
-        digests = (image.preamble.manifest_digest, image.preamble.release)
-        known = digests in _sound
+        release = image.preamble.release
         with timeline.span("decode", "sections"):
-            states, dropped = image.sections(canonical=known)
-        with timeline.span("upgrade", f"from {image.preamble.release}"), naming(path):
-            sections: Mapping[SectionId, State] = upgrade_sections(states, image.preamble.release)
+            recalled = known.recall(image)
+            states, dropped = recalled or image.sections()
+        with timeline.span("upgrade", f"from {release}"), naming(path):
+            newest = recalled and known.is_newest(image)
+            sections: Mapping[SectionId, State] = states if newest else upgrade_sections(states, release)
         with timeline.span("check", "invariants across components"):
-            findings = check(sections, image.memory, sound=known)
-            if not findings and len(_sound) < _KNOWN_MAX:
-                _sound.add(digests)
+            findings = check(sections, image.memory) if recalled is None else []
+            if recalled is None and not findings:
+                known.remember(image, dropped)
             findings += check_labels(sections, image.preamble, image.manifest)
         if findings:
             raise ImageError(f"{path} does not hold a machine that could have been saved", findings=findings)

@@ -51,6 +51,11 @@ class Source:
             raise ImageError(f"{self.path}: this is no snapshot: it is empty")
         return status.st_size
 
+    def read_head(self, length: int) -> None:
+        """Have at least *length* bytes of the file as its head, or all that it has: they are not read again."""
+        if length > len(self.head):
+            self.head += host.pread(self.fd, length - len(self.head), len(self.head))
+
     def read(self, offset: int, length: int, what: str) -> bytes:
         """Return a part of the file.
 

@@ -25,6 +25,11 @@ _handed_over: dict[int, State] = {}  # by identity; holding them keeps an identi
 _PLAIN = (bool, bytes, bytearray, memoryview, str, type(None))
 
 
+def decoder_of(cls: type[S]) -> Callable[[bytes], S]:
+    """Return what decodes a payload that went through `decode` before, and asks nothing more of it."""
+    return _decoder(cls).decode
+
+
 def _decoder(cls: type[S]) -> msgspec.msgpack.Decoder[S]:
     made = _decoders.get(cls)
     if made is None:
@@ -37,8 +42,8 @@ def encode(state: State) -> bytes:
     return _encoder.encode(state)
 
 
-def decode(schema: Schema, payload: bytes, *, where: str | SectionId, canonical: bool = False) -> State:
-    """Decode the *payload* of the section *where*. *canonical*: this very payload was found to be so before.
+def decode(schema: Schema, payload: bytes, *, where: str | SectionId) -> State:
+    """Decode the *payload* of the section *where*.
 
     Raises ImageError naming the section and the field when it is too long, not msgpack, out of bounds, or not
     in canonical form.
@@ -51,7 +56,7 @@ def decode(schema: Schema, payload: bytes, *, where: str | SectionId, canonical:
         raise _refused(error, str(where), f"section {where} version {schema.version}", _plain(payload)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ImageError(f"section {where} version {schema.version}: {error}") from error
-    if not canonical and (encoded := _encoder.encode(state)) != payload:
+    if (encoded := _encoder.encode(state)) != payload:
         reason = _spelling(_plain(payload), _plain(encoded), str(where)) or "a value is spelled longer than needed"
         raise ImageError(f"section {where} version {schema.version} is not in canonical form: {reason}")
     return state
@@ -92,7 +97,7 @@ class HandingOver:
         _handed_over.update(self._states)
 
     def __exit__(self, *_: object) -> None:
-        for key in self._states:
+        for key in _handed_over.keys() & self._states.keys():
             _handed_over.pop(key, None)
 
 

@@ -142,7 +142,10 @@ class ResourceAllocator:
 
     def claim(self, pool: Pool, start: int, length: int, owner: str) -> None:
         """Take exactly this range of *pool*; ConfigError, naming the holder, when any of it is taken or outside."""
-        self._with_room(pool).claim(start, length, owner)
+        ranges = self._pools.get(pool)
+        if ranges is None or self._taken >= CLAIMS_MAX:  # asked here: a restore has dozens of claims
+            ranges = self._with_room(pool)
+        ranges.claim(start, length, owner)
         self._taken += 1
 
     def free(self, pool: Pool, start: int, length: int, owner: str) -> None:

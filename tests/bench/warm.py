@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 from unittest import mock
 
-from snapkit.restore import restore
-from snapkit.restore.manifest import decode_manifest
+from snapkit.restore import front
 from snapkit.restore.restore import prepare
 from snapkit.vmm.backends.console import Console
 from snapkit.vmm.kvm import abi
@@ -35,9 +34,7 @@ class WarmRestore:
     def run(self) -> float:
         """Milliseconds from `prepare` to the end of the first KVM_RUN. The process had its loop before."""
         if not self._known:
-            restore._sound.clear()
-            restore._fitting.clear()
-            decode_manifest.cache_clear()
+            front.forget()
         with Loop() as loop, _first_run() as first, _without_collector():
             begin_ns = time.perf_counter_ns()
             with prepare(self._path) as prepared, Machine(loop, Console(None)) as machine:

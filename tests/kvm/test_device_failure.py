@@ -15,6 +15,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from msgspec.structs import replace
 
 from snapkit import host
 from snapkit.errors import HostError, SnapkitError
@@ -248,7 +249,7 @@ def test_a_restore_that_fails_at_any_step_leaves_nothing(file, ends, census):
             def fail(_target: object) -> None:
                 raise HostError("step", errno.EIO)
 
-            steps[place] = steps[place]._replace(do=fail)
+            steps[place] = replace(steps[place], do=fail)
             machine: Target = Machine(loop, Tape(), overrides=overrides)
             with pytest.raises(HostError, match="EIO"):
                 run_steps(steps, machine, Timeline())
@@ -270,14 +271,14 @@ def test_a_restore_that_fails_at_any_step_and_whose_every_undo_fails_too_reports
             step.undo(target)
             raise HostError("undo", errno.ENOSPC, step.name)
 
-        return step._replace(undo=undo)
+        return replace(step, undo=undo)
 
     with prepare(file) as prepared:
         count = len(prepared.steps)
     for place in range(count):
         with Loop() as loop, prepare(file) as prepared:
             steps = [undone_badly(step) for step in prepared.steps]
-            steps[place] = steps[place]._replace(do=fail)
+            steps[place] = replace(steps[place], do=fail)
             machine: Target = Machine(loop, Tape(), overrides=overrides)
             with pytest.raises(HostError, match="EIO") as caught:
                 run_steps(steps, machine, Timeline())

@@ -12,6 +12,7 @@ import pytest
 import snapkit.restore.check as checks
 import snapkit.restore.restore as restoring
 from snapkit.errors import HostError, ImageError, InternalError
+from snapkit.restore import front
 from tests.mutants.draft import Draft
 from tests.mutants.judge import CPU_MOST_S, Judge
 from tests.mutants.stock import stock
@@ -72,6 +73,7 @@ def test_a_fault_is_held_against_the_file(tmp_path, monkeypatch, fault, said):
         return real(*arguments, **named)
 
     monkeypatch.setattr(restoring, "check", check)
+    front.forget()  # a file that is known is not checked again
     with Judge(tmp_path, kvm=False).at_work() as judge:
         complaints = judge.judge(path, {}).complaints
     while LEFT:

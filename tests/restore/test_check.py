@@ -2,7 +2,6 @@
 
 import copy
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from snapkit.errors import Finding, ImageError, IncompatibleHost
-from snapkit.restore import restore
-from snapkit.restore.check import check, explained
+from snapkit.errors import ImageError, IncompatibleHost
+from snapkit.restore.check import explained
 from snapkit.restore.restore import prepare
 from snapkit.state.memory_layout import RegionState
 from snapkit.state.schema import SectionId
@@ -163,24 +161,6 @@ def test_labels_for_people_must_say_what_the_machine_is(real, tmp_path):
     labels = {"manifest.machine.vcpus", "manifest.machine.memory", "manifest.machine.cpu"}
     assert told == labels | {"preamble.machine_id", "preamble.architecture"}
     assert {finding.rule for finding in caught.value.findings} == {"labels"} <= {rule.name for rule in explained()}
-
-
-def test_sections_that_were_found_sound_are_known_by_their_digests(real, tmp_path, monkeypatch):
-    known: list[bool] = []
-
-    def spy(sections: Any, pages: Any, *, sound: bool) -> list[Finding]:
-        known.append(sound)
-        return check(sections, pages, sound=sound)
-
-    monkeypatch.setattr(restore, "check", spy)
-    monkeypatch.setattr(restore, "_sound", set())
-    same = tmp_path / "same.snap"
-    shutil.copy2(real, same)
-    for path in (real, real, same):
-        prepare(str(path)).close()
-    for _ in range(2):
-        refuse(real, tmp_path / "guest.snap", [vcpus_twice])
-    assert known == [False, True, True, False, False]
 
 
 def test_the_machine_of_another_architecture_is_the_hosts_problem_and_comes_first(real, tmp_path):

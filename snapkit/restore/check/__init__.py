@@ -98,16 +98,15 @@ def invariants_of(architecture: int) -> tuple[Invariant, ...]:
     return COMMON + own
 
 
-def check(sections: Sections, pages: Pages, *, sound: bool = False) -> list[Finding]:
+def check(sections: Sections, pages: Pages) -> list[Finding]:
     """Return everything that is wrong with the machine as a whole; empty when it may be rebuilt.
 
-    *sound*: these very sections were found to be so before, so that only what reads memory is asked.
+    A pure function of *sections* and of what it has of *pages* by `Pages.peek`: see `known`.
     """
     index = Index(sections)
     return [
         finding if finding.rule else finding._replace(rule=invariant.rule)
         for invariant in invariants_of(index.map.architecture)
-        if invariant.memory or not sound
         for finding in invariant(index, pages)
     ]
 

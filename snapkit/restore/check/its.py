@@ -18,31 +18,31 @@ from snapkit.restore.pages import Pages
 from snapkit.state.its_tables import Tables, decode, places
 
 
-@invariant("its.ram", memory=True)
+@invariant("its.ram")
 def tables_in_ram(index: Index, pages: Pages) -> Findings:
     """Tables lie in RAM as far as KVM looks through them, which is up to the entry that says it is the last."""
     return _faults(index, pages, "its.ram")
 
 
-@invariant("its.collections", memory=True)
+@invariant("its.collections")
 def collections_possible(index: Index, pages: Pages) -> Findings:
     """A collection is there once, fits into its table, and goes to a CPU that there is: KVM refuses others."""
     return _faults(index, pages, "its.collections")
 
 
-@invariant("its.devices", memory=True)
+@invariant("its.devices")
 def devices_possible(index: Index, pages: Pages) -> Findings:
     """A mapped device and its events have numbers that KVM's ITS has bits for: it maps no others."""
     return _faults(index, pages, "its.devices")
 
 
-@invariant("its.events", memory=True)
+@invariant("its.events")
 def events_possible(index: Index, pages: Pages) -> Findings:
     """A mapped event leads to an LPI and to a collection that is known, and the next one is its device's: KVM looks."""
     return _faults(index, pages, "its.events")
 
 
-@invariant("its.lpis", memory=True)
+@invariant("its.lpis")
 def lpis_in_ram(index: Index, pages: Pages) -> Findings:
     """A mapped LPI has its configuration and its pending bit in RAM: KVM reads both when it maps it."""
     return _faults(index, pages, "its.lpis")

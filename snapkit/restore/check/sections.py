@@ -68,11 +68,9 @@ class Invariant(Protocol):
     """A named function that gives what breaks it. Its docstring is the reason, and is shown to people.
 
     *rule* is its name. One that only asks the modules of `snapkit.state`, whose findings have their own names, has none.
-    *memory*: it reads guest memory, so that the sections alone do not say what it finds.
     """
 
     rule: str
-    memory: bool
     __doc__: str | None
     __module__: str
     __name__: str
@@ -80,11 +78,11 @@ class Invariant(Protocol):
     def __call__(self, index: Index, pages: Pages, /) -> Findings: ...
 
 
-def invariant(rule: str = "", *, memory: bool = False) -> Callable[[Callable[[Index, Pages], Findings]], Invariant]:
+def invariant(rule: str = "") -> Callable[[Callable[[Index, Pages], Findings]], Invariant]:
     """Make a function the invariant *rule*: what it yields need not say so."""
 
     def named(function: Any) -> Invariant:
-        function.rule, function.memory = rule, memory
+        function.rule = rule
         made: Invariant = function
         return made
 

@@ -6,7 +6,7 @@ extended by zeros. Any other is none of the chip's, nor is one to where it has n
 """
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, ClassVar, Final
 
 _MASKS: Final = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFF_FFFF}
 
@@ -15,19 +15,24 @@ class PrimeCell:
     """The bus's side of a peripheral. Every method needs the machine's lock."""
 
     faults: int
+    _reads: ClassVar[Mapping[int, Callable[[Any], int]]]
+    _writes: ClassVar[Mapping[int, Callable[[Any, int], None]]]
+    _fixed: ClassVar[Mapping[int, int]]
+    _known: ClassVar[frozenset[int]]
 
+    @classmethod
     def _connect(
-        self,
-        reads: Mapping[int, Callable[[], int]],
-        writes: Mapping[int, Callable[[int], None]],
+        cls,
+        reads: Mapping[int, Callable[[Any], int]],
+        writes: Mapping[int, Callable[[Any, int], None]],
         fixed: Mapping[int, int],
     ) -> None:
         """Say what reads each register, what writes it, and what is the same for ever, by offset.
 
         What is only read ignores writes, what is only written reads as 0.
         """
-        self._reads, self._writes, self._fixed = reads, writes, fixed
-        self._known = frozenset((*reads, *writes, *fixed))
+        cls._reads, cls._writes, cls._fixed = reads, writes, fixed
+        cls._known = frozenset((*reads, *writes, *fixed))
 
     def read(self, offset: int, length: int) -> int:
         """Read the register at *offset*; all ones where there is none, or none so wide."""
@@ -36,7 +41,7 @@ class PrimeCell:
             self.faults += 1
             return (1 << 8 * length) - 1
         read = self._reads.get(offset)
-        return (self._fixed.get(offset, 0) if read is None else read()) & mask
+        return (self._fixed.get(offset, 0) if read is None else read(self)) & mask
 
     def write(self, offset: int, length: int, value: int) -> None:
         """Write the register at *offset*; nothing where there is none, or none so wide."""
@@ -44,4 +49,4 @@ class PrimeCell:
         if mask is None or offset not in self._known:
             self.faults += 1
         elif (write := self._writes.get(offset)) is not None:
-            write(value & mask)
+            write(self, value & mask)

@@ -50,24 +50,6 @@ class RtcPl031(PrimeCell):
         # Runtime glue
         self._irq, self._wall_s, self._match_moved = args
         self.faults = 0
-        self._connect(
-            {
-                spec.DR: self._read_dr,
-                spec.MR: lambda: self.state.mr,
-                spec.LR: lambda: self.state.lr,
-                spec.CR: lambda: Cr.START,
-                spec.IMSC: lambda: self.state.imsc,
-                spec.RIS: self._read_ris,
-                spec.MIS: lambda: self._read_ris() & self.state.imsc,
-            },
-            {
-                spec.MR: self._write_mr,
-                spec.LR: self._write_lr,
-                spec.IMSC: self._write_imsc,
-                spec.ICR: self._write_icr,
-            },
-            _IDS,
-        )
         # Guest-visible state
         self.state = state
         self._level = self._irq_level()  # adopted: the pin had this level before
@@ -164,3 +146,23 @@ class RtcPl031(PrimeCell):
         state.match_s = now_s + (state.mr - state.offset_s - now_s) % COUNTS
         self._elapsed()  # equal by now: that is a match
         self._match_moved()
+
+
+RtcPl031._connect(
+    {
+        spec.DR: RtcPl031._read_dr,
+        spec.MR: lambda chip: chip.state.mr,
+        spec.LR: lambda chip: chip.state.lr,
+        spec.CR: lambda _chip: Cr.START,
+        spec.IMSC: lambda chip: chip.state.imsc,
+        spec.RIS: RtcPl031._read_ris,
+        spec.MIS: lambda chip: chip._read_ris() & chip.state.imsc,
+    },
+    {
+        spec.MR: RtcPl031._write_mr,
+        spec.LR: RtcPl031._write_lr,
+        spec.IMSC: RtcPl031._write_imsc,
+        spec.ICR: RtcPl031._write_icr,
+    },
+    _IDS,
+)

@@ -25,7 +25,7 @@ from snapkit.state.spec import pl011 as spec
 from snapkit.state.spec.pl011 import Cr, Dmacr, Dr, Fbrd, Fr, Ifls, Interrupts, LcrH, Rsr
 from snapkit.state.spec.primecell import identification
 from snapkit.vmm.devices.primecell import PrimeCell
-from snapkit.vmm.devices.uart import BYTES, SerialArgs, Uart
+from snapkit.vmm.devices.uart import BYTES, Uart
 
 _IDS = identification(spec.PART, spec.REVISION)
 _MODEM_INPUTS = Fr.CTS | Fr.DSR | Fr.DCD
@@ -43,40 +43,6 @@ class SerialPl011(PrimeCell, Uart[Pl011State]):
     """One UART of 4 KiB, behind a bus. Every method needs the machine's lock."""
 
     kind: ClassVar[str] = "serial-pl011"
-
-    def __init__(self, state: Pl011State, args: SerialArgs) -> None:
-        super().__init__(state, args)
-        self._connect(
-            {
-                spec.DR: self._read_dr,
-                spec.RSR_ECR: lambda: self.state.rsr,
-                spec.FR: self._flags,
-                spec.ILPR: lambda: self.state.ilpr,
-                spec.IBRD: lambda: self.state.ibrd,
-                spec.FBRD: lambda: self.state.fbrd,
-                spec.LCR_H: lambda: self.state.lcr_h,
-                spec.CR: lambda: self.state.cr,
-                spec.IFLS: lambda: self.state.ifls,
-                spec.IMSC: lambda: self.state.imsc,
-                spec.RIS: lambda: self.state.ris,
-                spec.MIS: lambda: self.state.ris & self.state.imsc,
-                spec.DMACR: lambda: self.state.dmacr,
-            },
-            {
-                spec.DR: self._write_dr,
-                spec.RSR_ECR: self._write_ecr,
-                spec.ILPR: self._write_ilpr,
-                spec.IBRD: self._write_ibrd,
-                spec.FBRD: self._write_fbrd,
-                spec.LCR_H: self._write_lcr_h,
-                spec.CR: self._write_cr,
-                spec.IFLS: self._write_ifls,
-                spec.IMSC: self._write_imsc,
-                spec.ICR: self._write_icr,
-                spec.DMACR: self._write_dmacr,
-            },
-            _IDS,
-        )
 
     def reset(self) -> None:
         """Go back to the state after power-on, dropping received bytes and the pin."""
@@ -225,3 +191,36 @@ class SerialPl011(PrimeCell, Uart[Pl011State]):
 def _inputs(cr: int) -> int:
     """The modem inputs that FR shows: the far end's, or in loopback the four outputs (3.3.8)."""
     return sum(pin for out, pin in _LOOPED if cr & out) if cr & Cr.LBE else _MODEM_INPUTS
+
+
+SerialPl011._connect(
+    {
+        spec.DR: SerialPl011._read_dr,
+        spec.RSR_ECR: lambda chip: chip.state.rsr,
+        spec.FR: SerialPl011._flags,
+        spec.ILPR: lambda chip: chip.state.ilpr,
+        spec.IBRD: lambda chip: chip.state.ibrd,
+        spec.FBRD: lambda chip: chip.state.fbrd,
+        spec.LCR_H: lambda chip: chip.state.lcr_h,
+        spec.CR: lambda chip: chip.state.cr,
+        spec.IFLS: lambda chip: chip.state.ifls,
+        spec.IMSC: lambda chip: chip.state.imsc,
+        spec.RIS: lambda chip: chip.state.ris,
+        spec.MIS: lambda chip: chip.state.ris & chip.state.imsc,
+        spec.DMACR: lambda chip: chip.state.dmacr,
+    },
+    {
+        spec.DR: SerialPl011._write_dr,
+        spec.RSR_ECR: SerialPl011._write_ecr,
+        spec.ILPR: SerialPl011._write_ilpr,
+        spec.IBRD: SerialPl011._write_ibrd,
+        spec.FBRD: SerialPl011._write_fbrd,
+        spec.LCR_H: SerialPl011._write_lcr_h,
+        spec.CR: SerialPl011._write_cr,
+        spec.IFLS: SerialPl011._write_ifls,
+        spec.IMSC: SerialPl011._write_imsc,
+        spec.ICR: SerialPl011._write_icr,
+        spec.DMACR: SerialPl011._write_dmacr,
+    },
+    _IDS,
+)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 from snapkit import host
-from snapkit.errors import HostError, IncompatibleHost
+from snapkit.errors import HostError, IncompatibleHost, InternalError
 from snapkit.state.spec.aarch64 import REGISTERS, width_of
 from snapkit.state.vcpu_aarch64 import SErrorEvents
 from snapkit.vmm.kvm import abi, abi_arm
@@ -68,21 +68,23 @@ class ArmVcpuFd(VcpuFd):
         self._each(abi_arm.KVM_GET_ONE_REG, [register], [address])
         return bytes(block)
 
-    def set_vectors(self, values: Mapping[int, bytes]) -> None:
-        """Write registers of any width, in order; IncompatibleHost naming the one that KVM refuses."""
-        registers = list(values)
-        widths = list(map(width_of, registers))
-        # of another length than its id says, KVM would read on behind it
-        blocks = [value[:width].ljust(width, b"\0") for value, width in zip(values.values(), widths, strict=True)]
-        words = array("Q", b"".join(blocks))
+    def set_vectors(self, registers: Sequence[int], values: Sequence[bytes]) -> None:
+        """Write registers of any width, in order; IncompatibleHost naming the one that KVM refuses.
+
+        Raises InternalError for a value that is not as long as its register: KVM would read on behind it.
+        """
+        widths, lengths = list(map(width_of, registers)), list(map(len, values))
+        if widths != lengths:
+            raise InternalError(f"registers of {widths} bytes are written with {lengths}")
+        words = array("Q", b"".join(values))
         base, _ = words.buffer_info()
         try:
             self._each(abi_arm.KVM_SET_ONE_REG, registers, [*accumulate(widths, initial=base)][:-1])
         except HostError as error:
             if error.errno not in _REFUSALS:
                 raise
-            register = registers[error.done]
-            raise IncompatibleHost(f"KVM refuses {_called(register)} value {values[register][:16].hex()}...") from error
+            called, value = _called(registers[error.done]), values[error.done]
+            raise IncompatibleHost(f"KVM refuses {called} value {value[:16].hex()}...") from error
 
     def get_events(self) -> SErrorEvents:
         return abi_arm.EVENTS.read(abi.get(self.fd, abi_arm.KVM_GET_VCPU_EVENTS, abi_arm.EVENTS.length))

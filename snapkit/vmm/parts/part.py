@@ -14,7 +14,7 @@ The default of every hook is nothing.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 from snapkit.errors import InternalError
 from snapkit.state.schema import SectionId, State
@@ -117,6 +117,7 @@ class Site:
         self.vm, self.map, self.memory, self.loop, self.console = vm, address_map, memory, loop, console
         self.stopper, self.running, self.hosts, self.parts = stopper, running, hosts, parts
         self.restored = restored
+        self._by_name = cast("Mapping[tuple[str, str], Part]", parts)  # a SectionId takes longer to make than to find
 
     def host(self, section: SectionId) -> Any:
         """Return the host end of *section*, which the stage *claim* opened."""
@@ -130,7 +131,7 @@ class Site:
 
     def part(self, kind: str, instance: str, cls: type[P]) -> P:
         """Return the part *kind*/*instance*, which was to be built before."""
-        found = self.parts.get(SectionId(kind, instance))
+        found = self._by_name.get((kind, instance))
         if not isinstance(found, cls):
             raise InternalError(f"{kind}/{instance} is not there yet, or is a {type(found).__name__}")
         return found

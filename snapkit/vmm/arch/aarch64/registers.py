@@ -53,23 +53,27 @@ def read(device: DeviceFd, banks: Iterable[Bank]) -> dict[str, Any]:
 
 def write(kind: str, device: DeviceFd, banks: Mapping[str, Bank], order: Sequence[str], state: State) -> None:
     """Write the fields of *state*, a *kind*, by *banks*, by name, in *order*. IncompatibleHost naming what KVM refuses."""
-    groups, attrs, values, names = list[int](), list[int](), list[int](), list[str]()
+    groups, attrs, values, ends = list[int](), list[int](), list[int](), list[tuple[int, str]]()
     for name in order:
         bank = banks[name]
         found = _values(bank, state)
-        attrs += compress(bank.attrs, found) if bank.clear else bank.attrs
-        values += filter(None, found) if bank.clear else found
-        added = len(values) - len(groups)
-        groups += [bank.group] * added
-        names += [name] * added
+        if not bank.clear:
+            attrs += bank.attrs
+        elif any(found):
+            attrs += compress(bank.attrs, found)
+            found = [*filter(None, found)]
+        else:
+            continue
+        values += found
+        groups += [bank.group] * len(found)
+        ends.append((len(values), name))
     try:
         device.set_all(groups, attrs, values)
     except HostError as error:
         if error.errno not in _REFUSALS:
             raise
-        name = names[error.done]
-        bank = banks[name]
-        shown = " ".join(f"{value:#x}" for value in _values(bank, state)[:4])
+        name = next(name for end, name in ends if error.done < end)
+        shown = " ".join(f"{value:#x}" for value in _values(banks[name], state)[:4])
         raise IncompatibleHost(f"KVM refuses {name} of {kind} value {shown}") from error
 
 

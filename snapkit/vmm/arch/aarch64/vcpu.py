@@ -10,7 +10,7 @@ Identification registers are written like all others: KVM takes back what it gav
 name. Source: Documentation/virt/kvm/api.rst, arch/arm64/kvm/guest.c and arch_timer.c of Linux.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from snapkit import host
@@ -134,7 +134,8 @@ class Aarch64Vcpu:
         self.fd.init(self._init)
 
     def _write_lengths(self, state: Aarch64VcpuState) -> None:
-        self.fd.set_vectors({vector.id: vector.value for vector in state.vectors if vector.id == spec.SVE_VLS})
+        if self._init.has(abi_arm.KVM_ARM_VCPU_SVE):
+            self._set_vectors([vector for vector in state.vectors if vector.id == spec.SVE_VLS])
 
     def _finalize(self, state: Aarch64VcpuState) -> None:
         if self._init.has(abi_arm.KVM_ARM_VCPU_SVE):
@@ -149,7 +150,10 @@ class Aarch64Vcpu:
         self.fd.set_regs(values)
 
     def _write_vectors(self, state: Aarch64VcpuState) -> None:
-        self.fd.set_vectors({vector.id: vector.value for vector in state.vectors if vector.id != spec.SVE_VLS})
+        self._set_vectors([vector for vector in state.vectors if vector.id != spec.SVE_VLS])
+
+    def _set_vectors(self, vectors: Sequence[VectorReg]) -> None:
+        self.fd.set_vectors([vector.id for vector in vectors], [vector.value for vector in vectors])
 
 
 def fresh_init(kvm: Kvm, vm: ArmVmFd) -> VcpuInit:

@@ -47,9 +47,9 @@ class Fd:
     def get_vector(self, register: int) -> bytes:
         return self.vectors[register]
 
-    def set_vectors(self, values: Mapping[int, bytes]) -> None:
-        self.done += [f"vector {register:#x}" for register in values]
-        self.vectors |= values
+    def set_vectors(self, registers: Sequence[int], values: Sequence[bytes]) -> None:
+        self.done += [f"vector {register:#x}" for register in registers]
+        self.vectors |= zip(registers, values, strict=True)
 
     def get_events(self) -> SErrorEvents:
         return SErrorEvents()
