@@ -46,7 +46,7 @@ def plan(sections: Mapping[SectionId, State], pages: Pages, *, paused: bool = Fa
             ram,
         ),
     }
-    places = _places(tuple(sections))
+    places = _places(tuple(sections), orders.CLAIM, orders.REBUILD, orders.LOAD)
     stages: dict[str, Steps] = {
         "claim": [
             *(
@@ -106,13 +106,13 @@ class _Places(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _places(sections: tuple[SectionId, ...]) -> _Places:
+def _places(sections: tuple[SectionId, ...], claim: Order, rebuild: Order, load: Order) -> _Places:
     """Put *sections* into their places: once for all machines that have the same ones."""
     kinds = _by_kind(sections)
     return _Places(
-        [_claim(section) for section in _ordered(kinds, orders.CLAIM)],
-        [_construct(section) for section in (*_ordered(kinds, orders.REBUILD), *_others(sections, orders.REBUILD))],
-        [_load(section) for section in _ordered(kinds, orders.LOAD)],
+        [_claim(section) for section in _ordered(kinds, claim)],
+        [_construct(section, rebuild) for section in (*_ordered(kinds, rebuild), *_others(sections, rebuild))],
+        [_load(section, load) for section in _ordered(kinds, load)],
     )
 
 
@@ -145,16 +145,16 @@ def _claim(section: SectionId) -> _Place:
     return _Place(section, f"open what {section} has of the host", lambda target: target.unclaim(section), ())
 
 
-def _construct(section: SectionId) -> _Place:
-    reasons = orders.REBUILD.reasons.get(section.kind, ())
+def _construct(section: SectionId, rebuild: Order) -> _Place:
+    reasons = rebuild.reasons.get(section.kind, ())
     return _Place(section, f"construct {section}", lambda target: target.discard(section), reasons)
 
 
-def _load(section: SectionId) -> Step[Target]:
+def _load(section: SectionId, load: Order) -> Step[Target]:
     return Step(
         "load",
         f"load {section}",
         lambda target: target.load(section),
         dies_with_vm,
-        orders.LOAD.reasons.get(section.kind, ()),
+        load.reasons.get(section.kind, ()),
     )
