@@ -9,7 +9,9 @@ constructed, and what came together is compared with what was saved (`ResourceAl
 
 from bisect import bisect_right, insort
 from collections.abc import Iterable
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, Self
+
+import msgspec
 
 from snapkit.errors import ConfigError, Finding, InternalError
 from snapkit.state.codec import adopted
@@ -17,7 +19,7 @@ from snapkit.state.resource_allocator import CLAIMS_MAX, ClaimState, Pool, PoolS
 from snapkit.units import align_up
 
 
-class Claim(NamedTuple):
+class Claim(msgspec.Struct, frozen=True, order=True):
     """[start, end) taken by *owner*, "" where nobody said."""
 
     start: int
@@ -73,7 +75,7 @@ class AddressAllocator:
     def free(self, start: int, length: int, owner: str = "") -> None:
         """Give a range back; InternalError unless it is, as a whole, what *owner* has taken."""
         at = bisect_right(self._claims, start, key=_start) - 1
-        if at < 0 or self._claims[at] != (start, start + length, owner):
+        if at < 0 or self._claims[at] != Claim(start, start + length, owner):
             raise InternalError(f"{self.name} range {shown(start, length)} is not a claim of {owner or 'anybody'}")
         del self._claims[at]
 
