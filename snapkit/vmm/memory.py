@@ -80,6 +80,9 @@ class GuestMemory:
             for region in sorted(regions, key=lambda region: -region.length)
         )
         """The regions as (gpa, end, what makes an address in them the monitor's), for who looks many of them up."""
+        self._views = tuple(
+            (start, end, host_memory.view(start + delta, end - start)) for start, end, delta in self.largest_first
+        )
         self._laid = Ranges()  # by the monitor's address
         self._mappings = 1  # at most: neighbours that the kernel joined count twice until it is asked
         self._refusals = 0
@@ -94,7 +97,7 @@ class GuestMemory:
         if self.length:
             host_memory.munmap(self._base, self.length)
             self.length = 0
-            self.regions = ()
+            self.regions, self._views = (), ()
 
     def lay(self, gpa: int, length: int, fd: int, offset: int) -> None:
         """Lay *length* bytes of a file over RAM at *gpa*, copy-on-write: the file is never written."""
@@ -145,7 +148,7 @@ class GuestMemory:
             offset = gpa - region.gpa
             if offset >= 0 and offset + length <= region.length:
                 return Hva(region.hva + offset)
-        raise ConfigError(f"guest memory {gpa:#x}..{gpa + length:#x} is outside RAM")
+        raise _outside(gpa, length)
 
     def read(self, gpa: int, length: int) -> bytes:
         """Copy out *length* bytes at *gpa*."""
@@ -155,10 +158,20 @@ class GuestMemory:
         """Copy *payload* into RAM at *gpa*."""
         host_memory.copy_in(self.hva(gpa, len(payload)), payload)
 
+    def span(self, gpa: int, length: int) -> memoryview:
+        """Return a writable view of RAM, which must lie in one region; else ConfigError.
+
+        It must not outlive the mapping: nothing checks it.
+        """
+        for start, end, view in self._views:
+            if start <= gpa and gpa + length <= end:
+                return view[gpa - start : gpa - start + length]
+        raise _outside(gpa, length)
+
     @contextmanager
     def view(self, gpa: int, length: int) -> Iterator[memoryview]:
         """Lend a writable view of RAM for the length of a with block."""
-        lent = host_memory.view(self.hva(gpa, length), length)
+        lent = self.span(gpa, length)
         try:
             yield lent
         finally:
@@ -168,3 +181,7 @@ class GuestMemory:
         """Return the layout; the contents go into the file's memory."""
         regions = [RegionState(gpa=region.gpa, length=region.length) for region in self.regions]
         return MemoryLayoutState(page_shift=PAGE_SHIFT, regions=regions)
+
+
+def _outside(gpa: int, length: int) -> ConfigError:
+    return ConfigError(f"guest memory {gpa:#x}..{gpa + length:#x} is outside RAM")

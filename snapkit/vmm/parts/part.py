@@ -129,9 +129,13 @@ class Site:
         """Put *end* in the place of the host end of *section*, which the caller closes."""
         self.hosts[section] = end
 
+    def find(self, kind: str, instance: str) -> Part | None:
+        """Return the part *kind*/*instance* if it is built."""
+        return self._by_name.get((kind, instance))
+
     def part(self, kind: str, instance: str, cls: type[P]) -> P:
         """Return the part *kind*/*instance*, which was to be built before."""
-        found = self._by_name.get((kind, instance))
+        found = self.find(kind, instance)
         if not isinstance(found, cls):
             raise InternalError(f"{kind}/{instance} is not there yet, or is a {type(found).__name__}")
         return found

@@ -100,7 +100,7 @@ class MmioPart(TransportPart):
 def _device(instance: str, site: Site) -> DevicePart:
     """Return the device that the transport of *instance* carries: the id is its own."""
     for kind in spec.TYPE_IDS:
-        part = site.parts.get(SectionId(kind, instance))
+        part = site.find(kind, instance)
         if isinstance(part, DevicePart):
             return part
     raise InternalError(f"the device of the transport {instance} is not there yet")

@@ -293,7 +293,7 @@ class Queue:
         if gpa % alignment:
             raise QueueBroken(f"{what} at {gpa:#x}, must be aligned to {alignment}")
         try:
-            return host_memory.view(self._memory.hva(gpa, length), length)
+            return self._memory.span(gpa, length)
         except ConfigError as error:
             raise QueueBroken(f"{what}: {error}") from error
 
