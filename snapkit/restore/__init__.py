@@ -33,7 +33,9 @@ devices, and refuses nothing for it. One thing in memory is KVM's, the tables of
 refused before anything is done. They are looked at as they will be mapped, so that no chunk is digested for them.
 
 The file itself is `image` (read), `writer` (write), `pages` (its memory), over `preamble`, `manifest` and `chunks`, one
-module per part of the layout; `atomic` and `orphans` see to what a killed writer leaves.
+module per part of the layout; `atomic` and `orphans` see to what a killed writer leaves. All of it but memory is the
+`front`: one that the process read before is compared byte by byte instead of parsed and digested, and `known` is then what
+was found out about it. So a file that is restored again and again is looked through once, and a changed one as if it were new.
 
 `convert` and `edit` make a snapshot of a snapshot: other sections, checked as a restore checks them, over the same memory
 (`rewrite`, `carry`). The new file is another snapshot, with the old one as its parent. `diff` compares two.
