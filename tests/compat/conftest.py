@@ -20,12 +20,16 @@ _PROGRAM = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from snapkit.cli imp
 TODAY = (sys.executable, "-P", "-c", _PROGRAM)
 """The command of today's tree, wherever it is run."""
 HERE = os.path.dirname(os.path.abspath(__file__))
+ITEM_S = 1800
+"""For a test, with what it has of its fixtures made: beyond the bound of one run in a `Tree`, which says what it was doing."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if str(item.path).startswith(HERE + os.sep):
             item.add_marker(pytest.mark.compat)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(ITEM_S))
             if {"made", "after", "golden_file", "written", "kvm", "seen"} & set(getattr(item, "fixturenames", ())):
                 item.add_marker(pytest.mark.kvm)
 

@@ -86,23 +86,10 @@ def at_work(folder: Path, *, balloon: bool) -> Iterator[Rig]:
         for number in range(FIRST_ROUND, ROUNDS_MAX):
             rig.run().serve_until(f"io {number} sum")
             rig.machine.pause()
-            if waits(rig, balloon=balloon):
+            if golden_maker.waits({section: part.save() for section, part in rig.machine.board.parts.items()}):
                 yield rig
                 return
         raise AssertionError(f"in {ROUNDS_MAX} rounds the guest was never paused with an interrupt that waits")
-
-
-def waits(rig: Rig, *, balloon: bool) -> bool:
-    """Return whether the machine was paused between the two halves of a round."""
-    states = {section: part.save() for section, part in rig.machine.board.parts.items()}
-    msix = states[SectionId("pci-msix", "rng")]
-    assert isinstance(msix, PciMsixState)
-    moving = False
-    if balloon:
-        function = states[SectionId("pci-function", "balloon")]
-        assert isinstance(function, PciFunctionState)
-        moving = bar_pointed(function.config, function.bars[0]) != function.bars[0].address
-    return any(msix.pending) and moving == balloon
 
 
 def save_live(rig: Rig) -> Live:

@@ -1,14 +1,17 @@
 """Goldens with devices: what is unfinished in them, and what their guest says once it is restored."""
 
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from snapkit.errors import ConfigError
 from snapkit.restore.image import Image
 from snapkit.state.gicv3_distributor import DistributorState
 from snapkit.state.irqchip_x86 import IrqchipState
-from snapkit.state.pci_function import PciFunctionState, find_capability
+from snapkit.state.pci_function import PciFunctionState, bar_pointed, find_capability
 from snapkit.state.pci_msix import PciMsixState
 from snapkit.state.releases import release_named
 from snapkit.state.schema import SectionId, State
@@ -18,6 +21,7 @@ from snapkit.state.virtio_net import VirtioNetState
 from snapkit.state.virtio_vsock import VirtioVsockState
 from tests.compat.conftest import PROGRAMS, TODAY, GoldenFile, Written, goldens_where
 from tests.compat.tree import ROOT
+from tests.guests.build import guest
 from tests.guests.device_lines import device_sums
 from tools import golden, golden_maker, stored
 
@@ -103,6 +107,46 @@ def check_lines(about: golden.Golden, lines: list[str]) -> None:
 @with_devices
 def test_is_saved_with_interrupts_and_a_move_that_wait(golden_file: GoldenFile) -> None:
     check_unfinished(golden_file.path)
+
+
+@with_devices
+def test_what_does_not_wait_in_a_machine_is_noticed_when_a_golden_is_made(golden_file: GoldenFile) -> None:
+    def waits(section: SectionId, change: Callable[[Any], None]) -> bool:
+        states = states_of(golden_file.path)
+        change(states[section])
+        return golden_maker.waits(states)
+
+    assert golden_maker.waits(states_of(golden_file.path))
+    if golden_file.about.transport == "pci":
+        function = SectionId("pci-function", "balloon")
+        assert not waits(SectionId("pci-msix", "rng"), lambda msix: msix.pending.__setitem__(0, 0))
+        assert not waits(function, lambda it: setattr(it.bars[0], "address", bar_pointed(it.config, it.bars[0])))
+    else:
+        assert not waits(SectionId("virtio-mmio", "rng"), lambda carrier: setattr(carrier, "interrupt_status", 0))
+        gsi = states_of(golden_file.path)[SectionId("virtio-mmio", "rng")].gsi  # type: ignore[attr-defined]
+        if golden_file.about.architecture == "x86-64":
+            chip = SectionId("irqchip-x86", "0")
+            assert not waits(chip, lambda it: it.ioapic.redirtbl.__setitem__(gsi, 0))
+        else:
+            chip = SectionId("gicv3-distributor", "0")
+            assert not waits(chip, lambda it: it.isenabler.__setitem__(gsi // 32, 1 << gsi % 32))
+
+
+@pytest.mark.usefixtures("kvm")
+def test_a_machine_in_which_nothing_waits_is_made_again_a_round_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([False, False, True, False, False])
+    monkeypatch.setattr(golden_maker, "waits", lambda _states: next(looks))
+    monkeypatch.setattr(golden_maker, "_ROUNDS", range(5, 8))
+    recipe = golden_maker.Recipe(golden.HERE, "base", "counter", 1, "count", "count {}")
+    binary = Path(guest("counter"))
+    _, lines = golden_maker._save(TODAY, recipe, binary, tmp_path)
+    assert int(lines[0].split()[1]) == 1, "what an earlier one printed is gone"
+    assert int(lines[-2].split()[1]) >= 6
+    monkeypatch.setattr(golden_maker, "_ROUNDS", range(5, 7))
+    with pytest.raises(ConfigError, match=r"golden .*-none-base: of 2 guests none"):
+        golden_maker._save(TODAY, recipe, binary, tmp_path)
 
 
 @goldens_where(lambda release, transport: release in PROGRAMS and transport != "none", [golden.HERE])

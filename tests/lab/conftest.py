@@ -15,7 +15,19 @@ from tests.lab.stage import Stage
 OUTER_DIED = 75
 """Exit code of a run whose outer machine died: `make` says so and runs the lab again, at most twice."""
 
+ITEM_S = 2400
+"""For a test that sets no bound of its own. The bounds that count are those of jobs, which say what was seen when they run out:
+1800 s for the longest (`tools.elsewhere`), 240 s for a machine to boot, 120 s for it to answer. The 300 s of other tests are
+shorter, and end the whole run with `os._exit`, machines and all."""
+HERE = os.path.dirname(os.path.abspath(__file__))
+
 _died = pytest.StashKey[str]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if str(item.path).startswith(HERE + os.sep) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(ITEM_S))
 
 
 def pytest_exception_interact(node: pytest.Item, call: pytest.CallInfo[object]) -> None:

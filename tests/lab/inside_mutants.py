@@ -1,13 +1,12 @@
 """Run inside the aarch64 outer machine: mutants of machines that are saved there, each judged; in the end one line of JSON.
 
-Words: the file of the guest lpi, a seed, and for how many seconds once there are machines. One mutant is made by chance,
-the next is a step of the sweep, whose steps come in any order.
+Words: the file of the guest lpi, a seed, for how many seconds once there are machines, and how many mutants at least. One
+mutant is made by chance, the next is a step of the sweep, whose steps come in any order.
 """
 
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -19,13 +18,11 @@ from tests.mutants.specimen import Specimen
 from tests.mutants.sweep import sweep
 
 
-def main(lpi: str, seed: int, seconds: float) -> None:
+def main(lpi: str, seed: int, seconds: float, least: int) -> None:
     made: list[Specimen] = []
-    ends: list[float] = []
 
     def machines(folder: Path) -> list[Specimen]:
         made.extend(live_aarch64(folder, lpi))
-        ends.append(time.monotonic() + seconds)
         return made
 
     def numbers() -> Iterator[int]:
@@ -44,10 +41,11 @@ def main(lpi: str, seed: int, seconds: float) -> None:
             machines,
             kvm=True,
             taps=False,
-            until=lambda: time.monotonic() > ends[0],
+            seconds=seconds,
+            least=least,
         )
     print(json.dumps(vars(tally)), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))

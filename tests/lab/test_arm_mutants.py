@@ -20,15 +20,15 @@ from tests.mutants.soak import report
 pytestmark = pytest.mark.lab
 
 SEED = 5
-SLICE_S, SOAK_S = 25, 1500
+SLICE_S, SOAK_S, LEAST = 25, 1500, 10
 START_S = 300
 """For the machines that mutants are made of."""
 
 
 def judged(outer: Outer, seed: int, seconds: int) -> Tally:
-    """Judge mutants inside for so long."""
+    """Judge mutants inside for so long, and so many at least that proportions of them say something."""
     lpi = guest("lpi", target=AARCH64)
-    words = [lpi, str(seed), str(seconds)]
+    words = [lpi, str(seed), str(seconds), str(LEAST)]
     command = [outer.python, "-m", "tests.lab.inside_mutants", *words]
     done = outer.run(command, timeout=START_S + 2 * seconds)
     assert done.code == 0, done

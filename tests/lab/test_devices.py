@@ -279,9 +279,14 @@ def story(request: pytest.FixtureRequest, stage: Stage, files: GuestFiles, net: 
         machine = Devices(files, transport, line, disk, TAP, folder)
         monitor = MONITORS[os.environ.get("SNAPKIT_LAB_MONITOR", "snapkit")](outer, machine)
         try:
-            return tell(outer, net, monitor, transport)
+            told = tell(outer, net, monitor, transport)
         except SilentGuestError as error:
-            losses.count(f"{error}\n{net}")
+            if not outer.architecture.loses_guests:
+                raise
+            losses.count_lost(f"{error}\n{net}")
+        else:
+            losses.count_ended()
+            return told
 
 
 def test_files_written_across_the_snapshot_hold_what_was_written(story: Story) -> None:

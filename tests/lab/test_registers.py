@@ -24,12 +24,12 @@ from tests.lab.packages import run_tool
 from tests.lab.stage import Stage
 from tests.lab.test_linux import boot, cmdline, faults
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
 
 RUN_S = 200  # ten times the usual
 SOURCE = Path(__file__).with_name("inside_registers.c")
 WORKER = "#!/bin/busybox sh\nexec /bin/registers $1 $count\n"
-ROUNDS, SNAPSHOT_AT = 24, "R0 6 "
+ROUNDS, SNAPSHOTS_AT = 24, range(6, 12)
 LINE = re.compile(r"^R(\d) (\d+) (\d+) (\d+)$")
 V_LEN = 16
 KEYS = tuple(f"AP{key}Key" for key in ("IA", "IB", "DA", "DB", "GA"))
@@ -90,8 +90,9 @@ def kept(cpu: int, n: int, vl: int) -> bytes:
     return bytes((i * 7 + i // 251 + n * 13 + cpu * 101 + 1) & 0xFF for i in range(32 * vl))
 
 
-def test_sve_registers_and_signed_pointers_go_on_across_a_snapshot(with_sve: Stage) -> None:
-    console, file = across(with_sve, cmdline(with_sve, "count", count=ROUNDS, worker="keeper"), SNAPSHOT_AT)
+def caught(with_sve: Stage, when: str) -> bool:
+    """Save a guest when it prints *when* and have it go on; give whether the file shows a CPU amid its computation."""
+    console, file = across(with_sve, cmdline(with_sve, "count", count=ROUNDS, worker="keeper"), when)
     found = [tuple(map(int, match.groups())) for match in map(LINE.match, guest.lines(console)) if match]
     for number in (0, 1):
         rounds = [(n, wrong) for cpu, n, _, wrong in found if cpu == number]
@@ -101,8 +102,12 @@ def test_sve_registers_and_signed_pointers_go_on_across_a_snapshot(with_sve: Sta
     held = [registers(with_sve, file, cpu) for cpu in (0, 1)]
     for of_cpu in held:
         assert min(of_cpu[f"{key}Lo_EL1"] | of_cpu[f"{key}Hi_EL1"] for key in KEYS) > 0
-    # What a CPU has that was just printing is nobody's any more.
-    assert any(vectors(of_cpu, vl) == kept(cpu, n, vl) for cpu, of_cpu in enumerate(held) for n in range(1, ROUNDS))
+    return any(vectors(of_cpu, vl) == kept(cpu, n, vl) for cpu, of_cpu in enumerate(held) for n in range(1, ROUNDS))
+
+
+def test_sve_registers_and_signed_pointers_go_on_across_a_snapshot(with_sve: Stage) -> None:
+    # What a CPU has that is just printing is nobody's any more, and now and then both are: then a later round is saved.
+    assert any(caught(with_sve, f"R0 {n} ") for n in SNAPSHOTS_AT)
 
 
 def test_a_guest_goes_on_where_the_host_has_no_vhe(without_vhe: Stage) -> None:

@@ -7,11 +7,20 @@ import re
 from collections.abc import Sequence
 
 _VCPU = r"vcpu-x86-64/\d+\."
+_SEGMENT = _VCPU + r"sregs\.(cs|ds|es|fs|gs|ss|tr|ldt)\."
 _GIC = r"gicv3-(?:re)?distributor/\d+\."
 _GICR = r"gicv3-redistributor/\d+\."
 _ATTRIBUTES = r"(INNER_CACHE|OUTER_CACHE|SHAREABILITY|PTZ)"
 
 PLACES: Sequence[tuple[str, str]] = (
+    # Not base, limit and selector, nor what a descriptor has beyond this: those are given back as they were loaded.
+    (
+        _SEGMENT + r"(present|unusable):",
+        "segments: VMX keeps the one, SVM the other, and each is what the other is not",
+    ),
+    (_SEGMENT + r"(?<!ldt\.)type:", "segments: VMX and SVM have what is loaded accessed, SVM has TR busy"),
+    (_SEGMENT + r"g:", "segments: SVM takes G from the limit, above 0xFFFFF"),
+    (_VCPU + r"sregs\.ss\.db:", "segments: SVM has no size of an SS that is unusable"),
     (_VCPU + r"xcrs", "XCRS: XCR0 is there even where the list lacks it"),
     (_VCPU + r"xsave", "XSAVE: reserved bits of MXCSR, components that are in their initial state"),
     (_VCPU + r"events\.", "VCPU_EVENTS: flags are bits, fields without their flag are not looked at"),

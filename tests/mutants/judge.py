@@ -5,6 +5,7 @@ run for a few milliseconds with every queue kicked, paused, saved to a file, and
 hostile file is a machine like any other.
 """
 
+import gc
 import os
 import re
 import sys
@@ -96,13 +97,16 @@ class Judge:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(restoring, "Timeline", Watched)
             patch.setattr(host, "fsync", _not_now)  # nobody needs these files after the next power cut
+            patch.setattr(sys, "dont_write_bytecode", True)  # an import would be heard writing what it compiled
             (self.folder / "cwd").mkdir(exist_ok=True)
             patch.chdir(self.folder / "cwd")  # a file may name its host ends relatively
+            gc.freeze()  # a collection in the time of a file is then of what files came to, not of all that tests hold
             _hear(self._opened)
             try:
                 yield self
             finally:
                 _hear(None)
+                gc.unfreeze()
 
     def judge(self, path: Path, ends: Ends, *, verify_memory: bool = False) -> Verdict:
         """Try the file at *path*, with these host ends."""

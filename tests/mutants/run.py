@@ -4,6 +4,7 @@ Mutant *number* of *seed* is made the same way each time, but for what differs i
 one that something is held against is kept in the folder of the run, and ``current`` there names the last one begun.
 """
 
+import math
 import os
 import sys
 import time
@@ -106,20 +107,28 @@ def run(
     *,
     kvm: bool,
     taps: bool = True,
-    until: Callable[[], bool] = lambda: False,
+    seconds: float | None = None,
+    least: int = 0,
 ) -> Tally:
-    """Judge mutants of *machines*, which are of one architecture, in *folder*; ends early when *until* says so.
+    """Judge mutants of *machines*, which are of one architecture, in *folder*; ends early after *seconds*, if that is given.
 
-    On a thread of their own, with *kvm* among TAPs of their own unless there are to be no *taps*.
+    They count from when the machines are there, and end nothing before *least* are judged: on a slow host, proportions of
+    fewer would be chance. On a thread of their own, with *kvm* among TAPs of their own unless there are to be no *taps*.
     """
     with ThreadPoolExecutor(1) as thread:
         if kvm and taps:
             thread.submit(tap.enter, [TAP]).result()
-        return thread.submit(_run, seed, numbers, folder, machines, kvm, until).result()
+        return thread.submit(_run, seed, numbers, folder, machines, kvm, seconds, least).result()
 
 
 def _run(
-    seed: int, numbers: Iterable[int], folder: Path, machines: Machines, kvm: bool, until: Callable[[], bool]
+    seed: int,
+    numbers: Iterable[int],
+    folder: Path,
+    machines: Machines,
+    kvm: bool,
+    seconds: float | None,
+    least: int,
 ) -> Tally:
     tally, started, resident = Tally(), time.monotonic(), 0
     maker = Maker(seed, made := machines(folder))
@@ -130,6 +139,8 @@ def _run(
         Judge(folder, kvm=kvm, architecture=made[0].architecture).at_work() as judge,
     ):
         sys.setswitchinterval(1e-4)  # as the command line does
+        _warm_up(judge, max(made, key=lambda one: len(one.forge.sections)), folder, kvm=kvm)
+        end = time.monotonic() + seconds if seconds is not None else math.inf
         census = Census(patch, str(folder))
         for number in numbers:
             draft, rng = maker.make(number)
@@ -147,13 +158,20 @@ def _run(
             if tally.count % CENSUS_EVERY == 0:
                 census.check(current.read_text())
                 resident = resident or _resident_len()
-            if until():
+            if time.monotonic() > end and tally.count >= least:
                 break
         census.check("the last")
         tally.grown_len = _resident_len() - resident if resident else 0
         sys.setswitchinterval(interval)
     tally.took_s = time.monotonic() - started
     return tally
+
+
+def _warm_up(judge: Judge, machine: Specimen, folder: Path, *, kvm: bool) -> None:
+    """Judge *machine* itself, for nothing: what is imported and made once is not in the time of the first mutant."""
+    path = Draft(machine, Random(0)).write(folder / "good.snap")
+    judge.judge(path, machine.ends(folder) if kvm else {})
+    path.unlink()
 
 
 def _resident_len() -> int:

@@ -14,6 +14,7 @@ from snapkit.errors import ConfigError, HostError, IncompatibleHost, SnapkitErro
 from snapkit.state.virtio_block import LayerState
 from snapkit.vmm.backends.disk import DiskOptions, DiskOverrides, open_disk, reopen_disk
 from snapkit.vmm.backends.worker import Worker
+from tests.vmm.backends.gate import opened_by_cancel
 
 LENGTH = 64 << 10
 NO_OVERRIDES = DiskOverrides()
@@ -497,8 +498,9 @@ def test_cancelled_jobs_neither_run_nor_are_heard_of(worker):
     worker.submit(Note(log, "begun", gate))
     for number in range(5):
         worker.submit(Note(log, str(number)))
-    threading.Timer(0.01, gate.set).start()
+    opened = opened_by_cancel(worker, gate)
     worker.cancel()
+    opened.join(30)
     assert log in (["begun"], [])  # it may not even have begun
     assert worker.finished() == []
     worker.submit(Note(log, "after"))

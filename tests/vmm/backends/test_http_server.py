@@ -153,39 +153,42 @@ def test_a_client_that_never_reads_is_not_read_from_and_goes_in_the_end(tmp_path
 
     with serving(tmp_path, answer, patience_ns=200_000_000) as rig, rig.connect() as client:
         client.setblocking(False)
-        with suppress(BlockingIOError):
+        with suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):  # its time may be over before its room
             while True:
                 client.send(GET * 100)
         rig.wait(0)
-        assert len(asked) < 20  # as many as the socket's buffer takes answers
+        # What the server's end takes is the host's default, as it is of this end.
+        room_len = client.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        assert len(asked) <= room_len // len(LONG) + 2  # one is cut, and one pending
 
 
 def test_half_a_request_a_trickle_and_silence_all_end_by_the_clock(tmp_path):
     with serving(tmp_path, patience_ns=300_000_000) as rig, ExitStack() as stack:
         silent, half, trickle = (stack.enter_context(rig.connect()) for _ in range(3))
-        half.sendall(GET[:10])
         head = b"GET / HTTP/1.1\r\nHost: x\r\nA: "
         with suppress(BrokenPipeError, ConnectionResetError):
+            half.sendall(GET[:10])
             while True:  # a byte at a time would never come to an end
                 trickle.sendall(head[:1] or b"y")
                 head = head[1:]
                 rig.on_loop(lambda: 0)
         assert ended(silent)
         assert ended(half)
+        rig.server._patience_ns = int(PATIENCE_S * 1e9)  # those were to lose it, a new client is not
         rig.serves()
 
 
 def test_a_request_that_waited_for_a_busy_loop_is_answered_although_its_time_is_over(tmp_path):
-    with serving(tmp_path, patience_ns=100_000_000) as rig, rig.connect() as client:
+    with serving(tmp_path) as rig, rig.connect() as client:
         rig.wait(1)
         began, sent = threading.Event(), threading.Event()
 
-        def busy() -> None:  # as a snapshot is
+        def busy() -> None:  # as a snapshot is, in whose time that of the client ends
             began.set()
             assert sent.wait(PATIENCE_S)
-            until_ns = host.monotonic_ns() + 150_000_000
-            while host.monotonic_ns() < until_ns:
-                pass
+            for each in rig.server._clients.values():
+                each.deadline_ns = host.monotonic_ns()
+            rig.loop.call_at(host.monotonic_ns(), rig.server._sweep)
 
         rig.loop.post(busy)
         assert began.wait(PATIENCE_S)

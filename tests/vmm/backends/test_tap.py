@@ -293,10 +293,11 @@ class Guest:
 def test_packets_pass_both_ways_to_the_byte(inside, merge):
     def body() -> None:
         with Net() as net, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
-            peer.bind((HOST_IP, 7))
+            tap = net.open("tap0")
+            peer.bind((HOST_IP, 7))  # the address is there now
             peer.settimeout(PATIENCE_S)
             features = GUEST_CSUM | (MRG_RXBUF if merge else 0)
-            with Guest(net.open("tap0"), features=features) as guest:
+            with Guest(tap, features=features) as guest:
                 guest.offer(40, 300 if merge else 1530)
                 for length in (1, 300, 1472):
                     said = os.urandom(length)
@@ -390,9 +391,10 @@ def _delete(name: str) -> None:
 def test_a_header_that_the_tap_refuses_drops_its_packet_only(inside):
     def body() -> None:
         with Net() as net, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            tap = net.open("tap0")
             peer.bind((HOST_IP, 7))
             peer.settimeout(PATIENCE_S)
-            with Guest(net.open("tap0"), features=0) as guest:
+            with Guest(tap, features=0) as guest:
                 with guest.lock:
                     guest.tx.add(b"\1\xff\xff\xff\xff\xff\xff\xff\xff\xff\0\0", udp_frame(b"bad", mac_of("tap0")))
                 guest.send(udp_frame(b"good", mac_of("tap0")))

@@ -446,8 +446,9 @@ def test_half_closed_connection_carries_the_other_half(machine, end):
 
 
 def test_slow_reader_on_the_host_leaves_the_guest_without_credit_and_gets_every_byte(machine):
-    payload = os.urandom(16 * BUF_ALLOC)
     with dialled(machine) as client:
+        room_len = client.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)  # of our end as well: the host's default
+        payload = os.urandom(2 * room_len + 16 * BUF_ALLOC)
         sent = told = 0
         while (length := min(BUF_ALLOC - (sent - told), len(payload) - sent)) > 0:
             machine.send(RW, 1024, 5000, payload[sent : sent + length])
@@ -474,6 +475,7 @@ def test_slow_guest_leaves_the_rest_in_the_hosts_socket_and_gets_every_byte(mach
     with dialled(machine) as client:
         machine.send(CREDIT_UPDATE, 1024, 5000, buf_alloc=5000)
         client.setblocking(False)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, len(payload) // 8)  # whatever the host's default is
         given = client.send(payload)
         assert given < len(payload)
         got = b"".join(packet.payload for packet in machine.hear())
