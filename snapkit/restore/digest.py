@@ -74,9 +74,13 @@ class Digester:
 
     def matches(self, payload: Payload, digest: bytes) -> bool:
         """Return whether *digest* is that of *payload*."""
+        return self.same(self.of(payload), digest)
+
+    def same(self, one: bytes, other: bytes) -> bool:
+        """Return whether both are the same; with a key, how long that takes does not tell where they differ."""
         if self._key is None:
-            return blake3(payload).digest() == digest
+            return one == other
         # Imported here: it pulls OpenSSL in, which a file without a key should not wait for.
         from hmac import compare_digest
 
-        return compare_digest(self.of(payload), digest)
+        return compare_digest(one, other)

@@ -88,7 +88,7 @@ def read_front(source: Source, digester: Digester) -> Front:
     front = _kept.get(name)
     if front is not None and front.file_len == source.length:
         source.read_head(len(front.content))
-        if source.head.startswith(front.content):
+        if digester.same(source.head[: len(front.content)], front.content):
             front.check_gaps(source)
             return _keep(name, front)
     front = Front(source, digester)

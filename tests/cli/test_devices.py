@@ -22,6 +22,7 @@ from snapkit.vmm.parts.fresh import Asked, fresh_sections, require_distinct
 from snapkit.vmm.virtio.rate_limiter import BucketConfig
 from tests.grounds import X86_64
 from tests.kvm.commands import finished
+from tests.kvm.harness import need_kvm
 from tests.restore.device_machine import RAM_LEN, Image, device_states, fresh_machine
 from tests.restore.machines import ram, save
 
@@ -384,6 +385,7 @@ def restore(*words: str) -> tuple[int, str]:
 
 
 def test_a_restore_whose_image_is_missing_exits_with_4_by_name_and_leaves_nothing(saved):
+    need_kvm()
     code, told = restore(str(saved))
     assert code == 4
     assert "disk root is not as it was saved" in told
@@ -392,6 +394,7 @@ def test_a_restore_whose_image_is_missing_exits_with_4_by_name_and_leaves_nothin
 
 
 def test_a_restore_whose_image_is_another_exits_with_4_and_says_what_differs(saved):
+    need_kvm()
     (saved.parent / "root.img").write_bytes(bytes(1 << 20))
     code, told = restore(str(saved))
     assert code == 4
@@ -401,6 +404,7 @@ def test_a_restore_whose_image_is_another_exits_with_4_and_says_what_differs(sav
 
 
 def test_a_restore_onto_an_image_of_another_length_exits_with_4(saved):
+    need_kvm()
     (saved.parent / "other.img").write_bytes(bytes(512))
     code, told = restore(str(saved), "--disk", f"id=root,path={saved.parent}/other.img")
     assert code == 4

@@ -35,6 +35,12 @@ def _switch_interval() -> Iterator[None]:
 
 
 @pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test's folder without the test in its name: a Unix socket's path has at most 107 bytes (unix(7))."""
+    return tmp_path_factory.mktemp("t")
+
+
+@pytest.fixture
 def census(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Census:
     """What this process holds; ask it again later."""
     return Census(monkeypatch, str(tmp_path))

@@ -12,18 +12,13 @@ import pytest
 from snapkit.units import MIB
 from snapkit.vmm.parts.fresh import Asked
 from tests.guests.build import guest
-from tests.kvm.harness import PATIENCE_S, Census, booted, restored
+from tests.kvm.harness import PATIENCE_S, Census, booted, resident_len, restored
 
 ROUNDS = 100
 RESTORES = 200
 AT_ONCE = 50
 WARM_UP = 10
 DEVICE_ROUNDS, DEVICE_WARM_UP = 12, 3
-
-
-def resident_len() -> int:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * 4096
 
 
 def test_a_hundred_boots_return_to_the_start(census: Census):

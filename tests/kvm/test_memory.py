@@ -6,7 +6,7 @@ from snapkit import host
 from snapkit.units import GIB, MIB, Gpa, Hva
 from snapkit.vmm.kvm.vm import VmFd
 from tests.guests.build import guest
-from tests.kvm.harness import booted, restored
+from tests.kvm.harness import booted, resident_len, restored
 
 HOLE_START, HOLE_END = 0xC000_0000, 0x1_0000_0000  # the address map: RAM up to 3 GiB, then from 4 GiB
 SHAPES = {
@@ -15,11 +15,6 @@ SHAPES = {
     3 * GIB: [(0, HOLE_START)],
     6 * GIB: [(0, HOLE_START), (HOLE_END, 3 * GIB)],
 }
-
-
-def resident_len() -> int:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * 4096
 
 
 @pytest.mark.parametrize("length", SHAPES)

@@ -6,6 +6,7 @@ Marked edges, for which nothing is, have their test in `test_orders`, and that e
 import re
 import struct
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import pytest
@@ -37,12 +38,12 @@ def set_msr(state: VcpuState, index: int, data: int) -> None:
 
 class Case(NamedTuple):
     """*change* makes a state that shows it; *look* finds *right* after the order as it is, *wrong* after the swap, or
-    the swap fails with words of *wrong*."""
+    the swap fails with words of *wrong*. Where KVMs differ, *wrong* is a function that asks this one."""
 
     change: Callable[[VcpuState], None]
     look: Callable[[Bench], object]
     right: object
-    wrong: object
+    wrong: object | Callable[[], object]
     enable: Callable[[Bench], None] = lambda _bench: None
 
 
@@ -51,14 +52,35 @@ def x2apic(state: VcpuState) -> None:
     state.lapic = patched(patched(state.lapic, LAPIC_ICR2, 5), 0xD0, 1)
 
 
+@cache
+def icr2_left_behind() -> int:
+    """What x2APIC mode finds of an ICR2 of 5 that was set before it: 0, or 5.
+
+    In that mode ICR is one register of 64 bits, which KVM keeps at 0x300 and shows in two halves ("KVM: x86: Treat
+    x2APIC's ICR as a 64-bit register, not two 32-bit regs", Linux 5.18). Before, and on SVM since ("KVM: x86: Re-split
+    x2APIC ICR into ICR+ICR2 for AMD (x2AVIC)", Linux 6.12), the halves stay where they are in every mode: nothing is lost.
+    """
+    with bench() as made:
+        state = made.state()
+        made.fd.set_lapic(patched(state.lapic, LAPIC_ICR2, 5))
+        state.sregs.apic_base |= X2APIC
+        made.fd.set_sregs(state.sregs)
+        found = made.fd.get_lapic()[LAPIC_ICR2]
+    assert found in {0, 5}
+    return found
+
+
 def avx(state: VcpuState) -> None:
+    offered = [leaf.eax for leaf in state.cpuid if (leaf.function, leaf.index) == (0xD, 0)]
+    if not offered or offered[0] & 7 != 7:
+        pytest.skip("no AVX: CPUID leaf 0xD does not offer an XCR0 of 7")
     state.xcrs[0].value = 7
 
 
 def wide_range(state: VcpuState) -> None:
     """Of all MSRs only this one asks for CPUID: on some hosts another does too, and is refused before it."""
     state.msrs = [msr for msr in state.msrs if msr.index in {MTRR_MASK0, *x86_vcpu.CLOCK_MSRS}]
-    set_msr(state, MTRR_MASK0, 0xFF_8000_0800)
+    set_msr(state, MTRR_MASK0, 0x1F_8000_0800)
 
 
 def halted_at_reset(state: VcpuState) -> None:
@@ -105,11 +127,11 @@ VCPU: dict[Pair, Case] = {
     ("CPUID2", "MSRS"): Case(
         wide_range,
         lambda bench: bench.fd.get_msrs([MTRR_MASK0])[0].data,
-        0xFF_8000_0800,
+        0x1F_8000_0800,
         "KVM refuses MSR IA32_MTRR_PHYSMASK0",
     ),
     ("SREGS", "MP_STATE"): Case(halted_at_reset, lambda bench: bench.fd.get_mp_state(), HALTED, 0),
-    ("SREGS", "LAPIC"): Case(x2apic, lambda bench: bench.fd.get_lapic()[LAPIC_ICR2], 5, 0),
+    ("SREGS", "LAPIC"): Case(x2apic, lambda bench: bench.fd.get_lapic()[LAPIC_ICR2], 5, icr2_left_behind),
     ("REGS", "VCPU_EVENTS"): Case(
         page_fault, lambda bench: bench.fd.get_events().exception_pending, 1, 0, enable_payload
     ),
@@ -138,10 +160,11 @@ def test_a_vcpu_loaded_in_another_order_is_refused_or_loses_something(pair: Pair
     case = VCPU[pair]
     assert outcome(case, vcpu_order.LOAD) == case.right
     found = outcome(case, swapped(vcpu_order.LOAD, edge_of(vcpu_order.LOAD, *pair)))
-    if isinstance(case.wrong, str):
-        assert re.search(case.wrong, str(found)), found
+    wrong = case.wrong() if callable(case.wrong) else case.wrong
+    if isinstance(wrong, str):
+        assert re.search(wrong, str(found)), found
     else:
-        assert found == case.wrong
+        assert found == wrong
 
 
 @pytest.mark.parametrize("edge", [edge for edge in vcpu_order.LOAD.edges if edge.either], ids=name_of)
