@@ -20,11 +20,11 @@ from snapkit.restore.preamble import PREAMBLE_LEN, unpack_preamble
 from snapkit.restore.source import Source
 from snapkit.state.host_facts import HostFacts
 from snapkit.state.schema import SectionId, State
-from snapkit.units import KIB
+from snapkit.units import MIB
 
-KEPT_MAX = 128
-KEPT_LEN_MAX = 256 * KIB
-"""Of a front that is kept: that of a machine of eight vCPUs and 8 GiB, say."""
+KEPT_MAX = 64
+KEPT_LEN_MAX = MIB
+"""Of a front that is kept, which has 24 KiB for each GiB of RAM: that of a machine of 32 GiB, say."""
 
 _kept: dict[tuple[bytes, bytes], "Front"] = {}  # the one that was used last at the end
 _lock = threading.Lock()
