@@ -19,7 +19,7 @@ class Extent(NamedTuple):
 
 
 Part = tuple[int, int, str | SectionEntry]
-"""Offset and length of a part of a file, and what it is. Plain, because every restore makes one for every section."""
+"""Offset and length of a part of a file, and what it is. Plain, because every new file has one made for every section."""
 
 
 def find_gaps(parts: Sequence[Part], file_len: int) -> list[Extent]:

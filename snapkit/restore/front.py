@@ -5,7 +5,7 @@ whose front is one of them, byte for byte, is not parsed and digested again: wha
 the file (`restore` adds to it). Comparing costs a twentieth of digesting. A front that differs in one byte is
 read like any other, and refused for what is wrong with it.
 
-Memory is never among what is remembered: it is read, or mapped, each time.
+Of memory nothing is remembered but the little that `check` looked at, which is compared each time.
 """
 
 import threading
@@ -22,9 +22,10 @@ from snapkit.state.host_facts import HostFacts
 from snapkit.state.schema import SectionId, State
 from snapkit.units import MIB
 
-KEPT_MAX = 64
 KEPT_LEN_MAX = MIB
 """Of a front that is kept, which has 24 KiB for each GiB of RAM: that of a machine of 32 GiB, say."""
+KEPT_MAX, KEPT_SUM_MAX = 64, 16 * MIB
+"""How many are kept, and bytes of all; what is parsed takes up to three times as much beside them."""
 
 _kept: dict[tuple[bytes, bytes], "Front"] = {}  # the one that was used last at the end
 _lock = threading.Lock()
@@ -38,7 +39,7 @@ class Sound(NamedTuple):
     dropped: tuple[str, ...]
     """Sections that this release does not know, each with the reason."""
     looked_at: tuple[tuple[int, bytes], ...]
-    """What of guest memory was looked at, as `Pages.peeked` has it."""
+    """What of guest memory was looked at, as `Pages.take_peeked` gives it."""
     newest: bool
     """The current release wrote them: there is nothing to convert."""
 
@@ -66,8 +67,9 @@ class Front:
         if not digester.matches(table, preamble.chunks_digest):
             raise ImageError("the chunk table does not match its digest: damaged")
         self.table = ChunkTable(table, regions, memory_offset=preamble.memory_offset, memory_len=preamble.memory_len)
-        self.content = source.head[:length] if length <= KEPT_LEN_MAX else b""
-        """Its bytes; none where there are too many to keep."""
+        whole = length <= min(KEPT_LEN_MAX, len(source.head))
+        self.content = source.head[:length] if whole else b""
+        """Its bytes; none where there are too many to keep, or some were not there when they were read first."""
         self.sound: Sound | None = None
         self.fitting: set[HostFacts] = set()
         """Hosts that can run the machine in it."""
@@ -90,9 +92,12 @@ def read_front(source: Source, digester: Digester) -> Front:
         source.read_head(len(front.content))
         if digester.same(source.head[: len(front.content)], front.content):
             front.check_gaps(source)
-            return _keep(name, front)
+            _keep(name, front)
+            return front
     front = Front(source, digester)
-    return _keep(name, front) if front.content else front
+    if front.content:
+        _keep(name, front)
+    return front
 
 
 def forget() -> None:
@@ -101,10 +106,9 @@ def forget() -> None:
         _kept.clear()
 
 
-def _keep(name: tuple[bytes, bytes], front: Front) -> Front:
+def _keep(name: tuple[bytes, bytes], front: Front) -> None:
     with _lock:
-        _kept.pop(name, None)
+        known = _kept.pop(name, None) is front
         _kept[name] = front
-        if len(_kept) > KEPT_MAX:
+        while not known and (len(_kept) > KEPT_MAX or sum(len(each.content) for each in _kept.values()) > KEPT_SUM_MAX):
             del _kept[next(iter(_kept))]
-    return front

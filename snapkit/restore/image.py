@@ -6,7 +6,8 @@
 The order of checks is the order in which bytes can be trusted: what the path names, the preamble's digest, then every
 length against the file's, then the manifest's digest before it is decoded, then that the parts cover the file without
 overlap and with nothing but zeros between, then the chunk table's digest and what it says. A section's digest is checked
-when it is read, before it is decompressed or decoded; a chunk's when somebody asks (`Pages`).
+when it is read, before it is decompressed or decoded; a chunk's when somebody asks (`Pages`). What is all the same as in a
+file that was read before is known by that (`front`).
 
 `Image.describe` is the other way to look at a file: preamble and manifest only, saying what cannot be said or trusted
 instead of refusing it.

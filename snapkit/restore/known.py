@@ -39,7 +39,7 @@ def is_newest(image: Image) -> bool:
 
 def remember(image: Image, dropped: list[str]) -> None:
     """Remember of *image*, whose sections were decoded but for those *dropped*, that `check` has found nothing."""
-    looked_at = tuple(image.memory.peeked)
+    looked_at = image.memory.take_peeked()
     if not image.front.content or sum(len(content) for _offset, content in looked_at) > LOOKED_AT_MAX:
         return
     sections = tuple(

@@ -29,8 +29,7 @@ class Pages:
         self.table = table
         self._digester = digester
         self._last: tuple[int, bytes] = (-1, b"")
-        self.peeked: list[tuple[int, bytes]] = []
-        """What `peek` read of the file, each with its offset."""
+        self._peeked: list[tuple[int, bytes]] = []
 
     @property
     def length(self) -> int:
@@ -69,8 +68,13 @@ class Pages:
         """
         return self._read(gpa, length, self._part)
 
+    def take_peeked(self) -> tuple[tuple[int, bytes], ...]:
+        """Return what `peek` has read of the file, each part with its offset, and keep it no longer."""
+        peeked, self._peeked = tuple(self._peeked), []
+        return peeked
+
     def still(self, parts: Iterable[tuple[int, bytes]]) -> bool:
-        """Return whether the file has the same *parts* at the same offsets, which `peek` saw there (`peeked`)."""
+        """Return whether the file has the same *parts* at the same offsets, which `peek` saw there."""
         return all(host.pread(self.fd, len(content), offset) == content for offset, content in parts)
 
     def _read(self, gpa: int, length: int, part: Callable[[Chunk, int, int], bytes]) -> bytes:
@@ -176,7 +180,7 @@ class Pages:
         found = host.pread(self.fd, stop - start, chunk.offset + start)
         if len(found) != stop - start:
             self._require_whole([chunk])
-        self.peeked.append((chunk.offset + start, found))
+        self._peeked.append((chunk.offset + start, found))
         return found
 
     def _check(

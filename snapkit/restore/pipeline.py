@@ -104,7 +104,7 @@ class Timeline:
 
 
 class Recording:
-    """A span while it runs. Not a generator's context manager: those cost 3 us each, and a restore has 25 of them."""
+    """A span while it runs. Not a generator's context manager: those cost 3 us each."""
 
     __slots__ = ("_calls", "_name", "_stage", "_start_ns", "_timeline")
 

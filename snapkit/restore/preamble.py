@@ -218,7 +218,7 @@ def unpack_preamble(head: bytes, digester: Digester | None) -> Preamble:
 
 def _read_algorithm(head: bytes) -> int:
     """Check what says how to read the rest, and return the digest algorithm."""
-    if head.startswith(_USUAL_START) and head[_ALGORITHM_AT] in ALGORITHMS and len(head) >= PREAMBLE_LEN:
+    if len(head) >= PREAMBLE_LEN and head.startswith(_USUAL_START) and head[_ALGORITHM_AT] in ALGORITHMS:
         return head[_ALGORITHM_AT]
     identity = read_identity(head)
     if identity.container_version != CONTAINER_VERSION:

@@ -1,8 +1,8 @@
-"""A file that is being read as an image: opened so that it cannot hang, its head read once.
+"""A file that is being read as an image: opened so that it cannot hang, no byte of its head read twice.
 
 What a path names is not known before it is opened, and opening a FIFO would wait for a writer: hence O_NONBLOCK, and a
 look at what it is before the first read. The first 64 KiB hold preamble, manifest and, for a small machine, all sections,
-so they are read in one call.
+so they are read in one call; more of it (`read_head`) in another. What was read so is not read again.
 """
 
 import errno
@@ -74,7 +74,7 @@ class Source:
         """Close the file; a second time does nothing."""
         if self.fd >= 0:
             host.close(self.fd)
-            self.fd = -1
+            self.fd, self.head = -1, b""
 
     def __enter__(self) -> Self:
         return self

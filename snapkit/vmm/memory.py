@@ -1,7 +1,8 @@
 """Guest RAM: one anonymous mapping, its regions in guest-physical order, file chunks laid over it copy-on-write.
 
-RAM is owned here by address. Views are lent inside a call and never kept: unmapping does not wait for them. RAM is
-not inherited by fork and not dumped; a mapping laid over it loses those marks, so they are set once all is laid.
+RAM is owned here by address. Views are lent inside a call, or to a queue while it is active: unmapping does not wait for
+them. RAM is not inherited by fork and not dumped; a mapping laid over it loses those marks, so they are set once all is
+laid.
 
 What the guest gives back (`discard`) reads as zeros and costs nothing any more. Where a file is laid, giving back takes
 a mapping of its own, so it is remembered where that has been done, and their number is kept well below what a process

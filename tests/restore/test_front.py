@@ -8,6 +8,7 @@ from random import Random
 
 import pytest
 
+from snapkit import host
 from snapkit.errors import ImageError, SnapkitError
 from snapkit.restore import container, front
 from snapkit.restore.digest import Digester
@@ -90,7 +91,7 @@ def test_a_file_that_has_another_length_is_not_the_one_that_is_known(path, chang
 def test_a_file_that_is_shorter_than_the_front_that_is_known_is_refused(path):
     front_of(path)
     content = path.read_bytes()
-    for length in (0, 100, 4096, 5000):
+    for length in (*range(70), 100, 4063, 4095, 4096, 5000):
         path.write_bytes(content[:length])
         with pytest.raises(ImageError):
             Image.open(path)
@@ -132,6 +133,29 @@ def test_a_front_of_more_than_a_head_is_kept_as_well_and_a_huge_one_is_not(path)
         path.write_bytes(content)
         with Image.open(path) as image:
             assert [finding.component for finding in image.verify()] == ["flux-capacitor/0"]
+
+
+def test_a_front_that_was_cut_while_it_was_read_is_not_kept(path, monkeypatch):
+    Forge(sections=[Section("flux-capacitor", "0", bytes(100 << 10), required=False)]).write(path)
+    real, cut = host.pread, [True, True]
+
+    def pread(fd: int, length: int, offset: int) -> bytes:
+        return real(fd, 4096 if cut and cut.pop() else length, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host, "pread", pread)
+        first = front_of(path)  # what comes later is all there
+    assert first.content == b"" != front_of(path).content
+    assert front_of(path) is front_of(path) is not first
+
+
+def test_large_fronts_make_room_for_each_other(path, monkeypatch):
+    monkeypatch.setattr(front, "KEPT_SUM_MAX", 350 << 10)
+    kept = []
+    for number in range(5):
+        section = Section("flux-capacitor", "0", bytes(100 << 10), required=False)
+        kept.append(front_of(Forge(sections=[section], preamble={"snapshot_id": b"%016d" % number}).write(path)))
+    assert [*front._kept.values()] == kept[-3:]
 
 
 def test_what_is_parsed_are_the_bytes_that_are_kept_whoever_writes_to_the_file_meanwhile(path, monkeypatch):

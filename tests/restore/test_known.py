@@ -162,6 +162,36 @@ def test_memory_that_is_cut_off_is_not_what_was_looked_at(tmp_path):
         assert known.recall(image) is None
 
 
+def test_tables_that_were_wrong_for_a_moment_are_wrong(tmp_path, monkeypatch):
+    path = machine_with_an_its(tmp_path)
+    content = path.read_bytes()
+    with Image.open(path) as image:
+        where = places(image.sections().states)
+        assert where is not None
+        itt = decode(where, image.memory).devices[0].itt
+        offset = image.memory.runs()[0].offset + itt - image.memory.runs()[0].gpa
+    wrong = content[:offset] + b"\xff\xff" + content[offset + 2 :]  # a collection that there is not
+    real = Pages.read
+
+    def put_right(pages: Pages, gpa: int, length: int) -> bytes:
+        path.write_bytes(content)
+        return real(pages, gpa, length)
+
+    path.write_bytes(wrong)
+    monkeypatch.setattr(Pages, "read", put_right)
+    with pytest.raises(ImageError) as caught:
+        prepare(str(path))
+    assert {finding.rule for finding in caught.value.findings} == {"its.events"}
+    assert path.read_bytes() == content
+    prepare(str(path)).close()
+
+
+def test_what_was_looked_at_is_held_by_nobody_but_the_front(tmp_path):
+    with prepare(str(machine_with_an_its(tmp_path))) as prepared:
+        assert prepared.image.memory.take_peeked() == ()
+    assert prepared.image.fd == -1
+
+
 def test_check_reads_no_memory_but_by_a_look_that_is_remembered(tmp_path, monkeypatch):
     path = machine_with_an_its(tmp_path)
 

@@ -12,7 +12,7 @@ about by what it writes, to a register or to its own memory, never is one, whate
 So no invariant reads guest memory, all of which is the guest's: `remarks` does, for people, and refuses nothing. The one
 exception is what KVM itself keeps there and would refuse (`its`).
 
-Every restore runs all of them, and nearly every machine passes, so an invariant is written for the machine that does:
+Every restore of a new file runs all of them, and nearly every machine passes, so an invariant is written for the machine that does:
 
 - it goes through what it looks at once, and looks at nothing else: `Index` has the sections by class;
 - values are compared as they stand, registers of one structure read by one `struct`, not one by one;
@@ -101,7 +101,7 @@ def invariants_of(architecture: int) -> tuple[Invariant, ...]:
 def check(sections: Sections, pages: Pages) -> list[Finding]:
     """Return everything that is wrong with the machine as a whole; empty when it may be rebuilt.
 
-    A pure function of *sections* and of what it has of *pages* by `Pages.peek`: see `known`.
+    Where it finds nothing, it has gone by *sections* and by what `Pages.peek` gave it, and by nothing else: see `known`.
     """
     index = Index(sections)
     return [

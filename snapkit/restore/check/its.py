@@ -54,7 +54,9 @@ def its_tables(index: Index, pages: Pages) -> Tables | None:
     if where is None:
         return None
     tables = decode(where, _AsMapped(pages))
-    return tables if tables.fault is None else decode(where, pages)  # which tells damaged memory from wrong tables
+    if tables.fault is not None:
+        decode(where, pages)  # raises where memory is damaged: then its tables are not wrong
+    return tables
 
 
 class _AsMapped:
