@@ -134,7 +134,7 @@ class Aarch64Vcpu:
         self.fd.init(self._init)
 
     def _write_lengths(self, state: Aarch64VcpuState) -> None:
-        if self._init.has(abi_arm.KVM_ARM_VCPU_SVE):
+        if state.features[0] & spec.SVE:
             self._set_vectors([vector for vector in state.vectors if vector.id == spec.SVE_VLS])
 
     def _finalize(self, state: Aarch64VcpuState) -> None:
