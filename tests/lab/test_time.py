@@ -133,8 +133,8 @@ def jumped(found: list[Sample], last: Sample, later: Later) -> int:
     assert HOUR_S - 1 <= new[0].uptime_s - last.uptime_s <= most_s
     assert HOUR_S - 1 <= new[0].wall_s - last.wall_s <= most_s
     assert all(one.wall_s <= later.end_s + SLACK_S for one in found)
-    assert all(last.uptime_s <= one.uptime_s <= new[0].uptime_s for one in torn)
-    assert all(last.wall_s <= one.wall_s <= new[0].wall_s for one in torn)
+    around = [*old[-1:], *torn, new[0]]
+    assert around == sorted(around, key=lambda one: one.uptime_s) == sorted(around, key=lambda one: one.wall_s)
     return len(old)
 
 
