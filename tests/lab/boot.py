@@ -26,6 +26,14 @@ _KERNEL_OPTIONS = (
     "loglevel=5 panic=-1 mitigations=off cryptomgr.notests "
     "watchdog_thresh=30 softlockup_panic=1 softlockup_all_cpu_backtrace=1"
 )
+# KVM keeps the TSC's rate of the moment that it is loaded, where the CPU does not say that the rate is constant. Linux
+# measures it again a second after its start; where the load of this host made the first measure wrong by more than 250 ppm,
+# KVM then gives vCPUs no TSC multiplier at all ("user requested TSC rate below hardware speed", or nothing), and their timers
+# never fire: kvm_set_tsc_khz and set_tsc_khz of arch/x86/kvm/x86.c. Linux has its measure when it leaves this clocksource.
+_UNTIL_CLOCK_IS_KNOWN = (
+    "for try in $(seq 600); do grep -q tsc-early /sys/devices/system/clocksource/clocksource0/current_clocksource || break; "
+    "sleep 0.1; done"
+)
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _AGENT = Path(__file__).with_name("agent.py")
 
@@ -98,6 +106,7 @@ class Boot:
             "/bin/busybox mount -t proc proc /proc",
             "mount -t sysfs sysfs /sys",
             "mount -t devtmpfs devtmpfs /dev",
+            _UNTIL_CLOCK_IS_KNOWN,
             *loads,
             f"mount -t 9p -o {_SHARE},cache=loose,ro hostroot /under",
             *(self._bind_root(self.root) if self.root else self._bind_hosts_root()),

@@ -13,7 +13,7 @@ import signal
 import time
 from dataclasses import dataclass
 
-from tests.lab.outer import Job, LabError, tail
+from tests.lab.outer import Job, LabError, OuterDiedError, tail
 
 ANSWER_S = 120.0  # the usual is under a second; an emulated host that also runs other things has its moments
 
@@ -81,5 +81,7 @@ class CommandConsole:
     def _expect(self, text: str, timeout: float) -> int:
         try:
             return self.job.expect(text, start=self._read, timeout=timeout)
+        except OuterDiedError:
+            raise
         except LabError as error:
             raise SilentGuestError(str(error)) from error

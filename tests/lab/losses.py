@@ -15,11 +15,16 @@ LOST_MAX, RUNS_FOR_ONE = 4, 8
 _runs = _lost = 0
 
 
+def is_lost(result: Result) -> bool:
+    """Say whether a run ended as those do that the emulated host loses."""
+    return result.timed_out or result.code == EXIT_TRIPLE_FAULT
+
+
 def excused(architecture: Architecture, result: Result, *, code: int = 0) -> bool:
     """Say whether *result*, which should have ended with *code*, is the emulated host's fault; few may be."""
     if not architecture.loses_guests:
         return False
-    if result.code == code or not (result.timed_out or result.code == EXIT_TRIPLE_FAULT):
+    if result.code == code or not is_lost(result):
         count_ended()
         return False
     count_lost(str(result))

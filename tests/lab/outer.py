@@ -249,12 +249,9 @@ class Outer:
         )
         if fed:
             # Input for a job that has not started would be dropped.
-            try:
-                self._await(
-                    lambda: name in self._ends or name in self._started, ANSWER_S, f"start of {shlex.join(command)}"
-                )
-            except LabError as error:
-                raise OuterDiedError(str(error)) from error
+            self._await(
+                lambda: name in self._ends or name in self._started, ANSWER_S, f"start of {shlex.join(command)}"
+            )
             if stdin is not None:
                 job.write(stdin, end=not keep_stdin)
         return job
@@ -414,7 +411,7 @@ class Outer:
                 if self._gone or time.monotonic() > deadline:
                     why = "the machine ended" if self._gone else f"not within {seconds:.0f} s"
                     words = (self.folder / "qemu.log").read_text(errors="replace")
-                    raise LabError(f"{what}: {why}\n{words}{self.console_tail()}")
+                    raise OuterDiedError(f"{what}: {why}\n{words}{self.console_tail()}")
                 self._events.wait(POLL_S)
 
 

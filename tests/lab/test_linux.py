@@ -26,11 +26,6 @@ RUN_S = 200  # ten times the usual
 COUNT, WORK, SNAPSHOT_AT = 60, 100, "W0 5 "
 PROBE = Path(equal.__file__)
 
-ALLOWED_KERNEL_LINES = (
-    # An emulated host is slow enough that a timer interrupt may be, in any run.
-    r"hrtimer: interrupt took N ns",
-)
-
 
 @dataclass(frozen=True)
 class Saved:
@@ -143,7 +138,7 @@ def test_uptime_goes_on_from_the_snapshot_and_the_clock_stays_the_same(
     console = snapshot.result.stdout + restored.stdout
     last = max(line.uptime_s for lines in guest.count_lines(snapshot.result.stdout).values() for line in lines)
     end = float(guest.value(console, "UPTIME"))
-    assert last < end < last + restored.seconds + 1
+    assert last < end < snapshot.result.seconds + restored.seconds + 1
     assert guest.value(console, "CLOCKSOURCE") == stage.architecture.clocksource
 
 
@@ -168,13 +163,13 @@ def test_after_the_mark_the_restored_kernel_says_nothing_that_an_unsaved_one_doe
 ) -> None:
     said = numberless(guest.kernel_log_after_mark(snapshot.result.stdout + restored.stdout))
     usual = numberless(guest.kernel_log_after_mark(control.stdout))
-    assert said - usual - set(ALLOWED_KERNEL_LINES) == set()
+    assert said - usual == set()
 
 
 def test_three_machines_at_once_come_from_one_file(stage: Stage, snapshot: Saved) -> None:
     lost = True
     while lost:
-        jobs = [stage.outer.start(stage.outer.snapkit("restore", snapshot.file), timeout=RUN_S) for _ in range(3)]
+        jobs = [stage.outer.start(stage.outer.snapkit("restore", snapshot.file), timeout=3 * RUN_S) for _ in range(3)]
         results = [job.wait() for job in jobs]
         lost = sum(excused(stage.architecture, result) for result in results) > 0
     for result in results:

@@ -22,7 +22,7 @@ while [ ! -e /run/stop ]; do
     sum=$(sha256sum </run/source)
     mkdir -p /run/sums
     echo "${sum%% *}  /mnt/file$name" >/run/sums/$name
-    echo $n >/run/files
+    echo $n >>/run/files
 done
 echo done >/run/files-done
 """
@@ -35,7 +35,7 @@ while [ ! -e /run/stop ]; do
         --verify=crc32c --verify_fatal=1 --do_verify=1 --verify_state_save=0 --eta=never >/run/fio 2>/run/fio-errors \\
         || cat /run/fio /run/fio-errors >>/run/faults
     n=$((n + 1))
-    echo $n >/run/blocks
+    echo $n >>/run/blocks
 done
 echo done >/run/blocks-done
 """
