@@ -14,7 +14,7 @@ import click
 from snapkit.errors import IncompatibleHost, InternalError
 from snapkit.units import format_len
 
-SNAPSHOT_AT, CLONES_UNTIL = "tick 60", "tick 110"
+SNAPSHOT_AT, CLONES_UNTIL = "tick 60", "tick 200"
 CLONES = 3
 _STEP_TIMEOUT_S = 300
 _SHOWN = {

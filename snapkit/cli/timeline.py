@@ -28,7 +28,8 @@ class TimelineReport(Observer):
         """Look when *machine* first runs the guest, and a second later."""
 
         def look(when: str) -> None:
-            self._tell(self.look(when, machine.memory_spans()))
+            if machine.stop_info is None:
+                self._tell(self.look(when, machine.memory_spans()))
 
         def resumed() -> None:
             # posted: what it takes must not count as the restore's

@@ -69,13 +69,13 @@ class HttpServer:
         self._loop.watch(self._listener.fd, host.EPOLLIN, lambda _events: self._accept())
 
     def close(self) -> None:
-        """Drop every client and stop listening."""
-        for client in list(self._clients.values()):
-            self._drop(client)
+        """Stop listening and drop every client, which then finds the name gone."""
         if self._answer is not None:
             self._answer = None
             self._loop.unwatch(self._listener.fd)
         self._listener.close()
+        for client in list(self._clients.values()):
+            self._drop(client)
 
     # Clients come and go
 
