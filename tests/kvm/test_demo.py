@@ -20,7 +20,7 @@ from snapkit.state.serial_16550 import SerialState
 from tests.guests.build import guest
 from tests.kvm.harness import Rig, booted, restored
 
-LINES_MAX = 40
+LINES_MAX = 200
 SERIAL = SectionId("serial-16550", "0")
 
 

@@ -116,12 +116,12 @@ def test_a_command_whose_snapshot_fails_goes_on_when_told_to_and_else_says_why(t
         assert finished(*asked).returncode == 0
         old = sound(path)
         fill(disk)
-        done = finished(*asked, "--then", "continue", "--exit-when", "tick 90")
+        done = finished(*asked, "--then", "continue", "--exit-when", "tick 290")
         assert done.returncode == 0, done.stderr
         assert "the snapshot failed, the machine goes on" in done.stderr
         assert "ENOSPC" in done.stderr
         assert_uninterrupted(done.stdout)
-        assert "tick 90" in done.stdout
+        assert "tick 290" in done.stdout
         done = finished(*asked)
         assert done.returncode == 5, done.stderr
         assert "ENOSPC" in done.stderr
@@ -171,20 +171,20 @@ def test_a_snapshot_over_the_very_file_that_the_machine_was_restored_from(tmp_pa
     assert done.returncode == 0, done.stderr
     ids, sent = [sound(path)], done.stdout
     text = 20
-    for number in (90, 160):  # far behind the snapshot before: a guest on a busy host is held some lines past its text
-        words = ("--snapshot-when", f"tick {number}", "--then", "continue", "--exit-when", f"tick {number + 70}")
+    for number in (140, 260):  # far behind the snapshot before: a guest on a busy host is held some lines past its text
+        words = ("--snapshot-when", f"tick {number}", "--then", "continue", "--exit-when", f"tick {number + 120}")
         done = finished("restore", str(path), *options, *words, *to)
         assert done.returncode == 0, done.stderr
         sent = joined(sent, f"tick {text}", done.stdout)
-        assert sent.endswith(f"tick {number + 70}")
+        assert sent.endswith(f"tick {number + 120}")
         ids.append(sound(path))
         with Image.open(path) as image:
             assert image.preamble.parent_id == ids[-2]
         text = number
     assert len(set(ids)) == 3
-    done = finished("restore", str(path), "--exit-when", "tick 230", "--timeout", "60")
+    done = finished("restore", str(path), "--exit-when", "tick 380", "--timeout", "60")
     assert done.returncode == 0, done.stderr
-    assert joined(sent, f"tick {text}", done.stdout).endswith("tick 230")
+    assert joined(sent, f"tick {text}", done.stdout).endswith("tick 380")
     memory = [name for name in os.listdir(tmp_path) if name != "guest.snap"]
     assert len(memory) == (3 if separate else 0), memory
 

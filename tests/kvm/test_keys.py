@@ -49,7 +49,7 @@ def test_a_keyed_snapshot_is_written_verified_inspected_restored_and_written_aga
     assert done.returncode == 0
     assert "not authenticated" not in done.stdout
     assert finished("inspect", str(path), "machine/0", *keyed(right)).returncode == 0
-    to = ("--snapshot-when", "tick 40", "--snapshot-to", str(again), "--timeout", "60")
+    to = ("--snapshot-when", "tick 90", "--snapshot-to", str(again), "--timeout", "60")
     done = finished("restore", str(path), *keyed(right), *to)
     assert done.returncode == 0, done.stderr
     assert_uninterrupted(before + done.stdout)

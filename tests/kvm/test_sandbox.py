@@ -273,7 +273,7 @@ def test_keyed_snapshots_with_memory_of_their_own_are_made_and_restored_in_a_san
     keyed = ("--key-file", str(key), "--snapshot-dir", str(folder))
     made = witnessed(*demo("--snapshot-when", "tick 3", "--snapshot-to", path, "--memory-file", *keyed)).done
     assert len(list(folder.glob("a.*.mem"))) == 1
-    again = witnessed("restore", path, "--sandbox", "--exit-when", "tick 6", *keyed).done
+    again = witnessed("restore", path, "--sandbox", "--exit-when", "tick 9", *keyed).done
     assert_uninterrupted(made.out + again.out)
 
 
@@ -360,7 +360,7 @@ def test_a_restore_that_fails_inside_is_told_as_outside(folder):
 def test_output_without_a_reader_ends_a_machine_in_a_sandbox_as_outside():
     codes = []
     for words in (demo(), [word for word in demo() if word != "--sandbox"]):
-        with running(*words, "--json", "--serial", "null", "--timeout", "1") as machine:
+        with running(*words, "--json", "--serial", "null", "--timeout", "4") as machine:
             machine.close_reader()
             codes.append(machine.code())
             assert machine.errors() == ""

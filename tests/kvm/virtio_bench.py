@@ -18,9 +18,11 @@ from contextlib import contextmanager
 from os import PathLike
 from typing import Any, cast
 
+from snapkit import host
 from snapkit.units import MIB
 from snapkit.vmm.memory import GuestMemory
 from snapkit.vmm.parts.fresh import Asked, Transport
+from tests.kvm.harness import PATIENCE_S
 from tests.kvm.poker import Poker
 from tests.vmm.virtio.driver import Driver
 from tests.vmm.virtio.registers import MmioRegisters, PciRegisters, Registers
@@ -172,11 +174,10 @@ class Bench:
 
     def until(self, done: Callable[[], bool], what: str) -> None:
         """Let the loop go on until *done*."""
-        for _ in range(2000):
-            if done():
-                return
+        deadline_ns = host.monotonic_ns() + int(PATIENCE_S * 1e9)
+        while not done():
+            assert host.monotonic_ns() < deadline_ns, f"{what} never came"
             self.poker.count(self.vector(0))
-        raise AssertionError(f"{what} never came")
 
     # Block
 

@@ -95,7 +95,7 @@ class Killing:
         started = time.monotonic()
         self.write_and_see_it_clean(current)
         self.write_and_see_it_clean(Generation(0, 1))
-        current, once = Generation(0, 1), (time.monotonic() - started) / 2
+        current, once_s = Generation(0, 1), (time.monotonic() - started) / 2
         for writer in range(1, kills + 1):
             reader, told = os.pipe()
             pid = os.fork()
@@ -103,7 +103,7 @@ class Killing:
                 self._write_for_ever(writer, told)
             os.close(told)
             assert os.read(reader, 1)
-            select.select([], [], [], seeded.uniform(0, 2 * once))
+            select.select([], [], [], seeded.uniform(0, 2 * once_s))
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             finished = 0
@@ -116,8 +116,10 @@ class Killing:
             self.look(before, {Generation(writer, finished)})
             current = self.read()
             if seeded.random() < 0.5:  # else the next writer finds what this one left
-                current = Generation(writer, 1 << 32)
+                current, started = Generation(writer, 1 << 32), time.monotonic()
                 self.write_and_see_it_clean(current)
+                # disks get slower, and some write must come to its end
+                once_s = max(once_s, time.monotonic() - started)
         self.write_and_see_it_clean(Generation(kills + 1, 0))
 
     def _know(self, writer: int, finished: int) -> None:
