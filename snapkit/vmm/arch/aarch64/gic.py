@@ -27,7 +27,7 @@ from snapkit.state.gicv3_redistributor import RedistributorState
 from snapkit.state.spec import gicv3 as spec
 from snapkit.state.spec.address_map import GICD_GPA, gicr_gpa
 from snapkit.vmm.arch.aarch64 import gic_order
-from snapkit.vmm.arch.aarch64.registers import Bank, read, words, write
+from snapkit.vmm.arch.aarch64.registers import Bank, read, words, write, write_tables
 from snapkit.vmm.kvm import abi_arm
 from snapkit.vmm.kvm.abi_arm import (
     KVM_DEV_ARM_VGIC_GRP_ADDR,
@@ -83,7 +83,7 @@ class Distributor(Inert):
 
     def save(self) -> DistributorState:
         """Have KVM write pending LPIs into guest memory, and read all registers."""
-        self.device.control(KVM_DEV_ARM_VGIC_GRP_CTRL, abi_arm.KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES)
+        write_tables(self.device, abi_arm.KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES, "GICR_PENDBASER")
         return DistributorState(nr_irqs=self._nr_irqs, **read(self.device, self._banks.values()))
 
     def close(self) -> None:

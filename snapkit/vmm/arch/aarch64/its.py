@@ -16,7 +16,7 @@ from snapkit.state.spec import gicv3 as spec
 from snapkit.state.spec.address_map import its_gpa
 from snapkit.vmm.arch.aarch64 import gic_order
 from snapkit.vmm.arch.aarch64.gic import Inert
-from snapkit.vmm.arch.aarch64.registers import Bank, read, words, write
+from snapkit.vmm.arch.aarch64.registers import Bank, read, words, write, write_tables
 from snapkit.vmm.kvm import abi_arm
 from snapkit.vmm.kvm.abi_arm import (
     KVM_DEV_ARM_VGIC_GRP_ADDR,
@@ -73,7 +73,7 @@ class Its(Inert):
 
     def save(self) -> ItsState:
         """Have KVM write its tables into guest memory, and read all registers."""
-        self._device.control(KVM_DEV_ARM_VGIC_GRP_CTRL, abi_arm.KVM_DEV_ARM_ITS_SAVE_TABLES)
+        write_tables(self._device, abi_arm.KVM_DEV_ARM_ITS_SAVE_TABLES, "GITS_BASER and its commands")
         return ItsState(**read(self._device, (_TYPER, *_BANKS.values())))
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from snapkit.errors import HostError, IncompatibleHost
 from snapkit.state.schema import State
+from snapkit.vmm.kvm.abi_arm import KVM_DEV_ARM_VGIC_GRP_CTRL
 from snapkit.vmm.kvm.device import DeviceFd
 
 WORD_LEN = 4
@@ -85,3 +86,14 @@ def _values(bank: Bank, state: State) -> Sequence[int]:
     if bank.halves:
         return [half for value in values for half in (value & 0xFFFF_FFFF, value >> 32)]
     return values
+
+
+def write_tables(device: DeviceFd, attr: int, where: str) -> None:
+    """Have KVM write into guest memory by the control *attr*; a HostError has a note of *where*, as the guest gave it."""
+    try:
+        device.control(KVM_DEV_ARM_VGIC_GRP_CTRL, attr)
+    except HostError as error:
+        error.add_note(
+            f"KVM writes into memory that the guest gave it by {where}: it may have given none, or too little"
+        )
+        raise

@@ -182,6 +182,20 @@ def test_a_cpu_interface_has_as_many_active_priorities_as_its_priority_bits_say(
     assert active == [CPU1 | 0xC644 + n for n in range(count)] + [CPU1 | 0xC648 + n for n in range(count)]
 
 
+@pytest.mark.parametrize(
+    ("save", "attr", "where"),
+    [
+        (lambda device: Distributor(device, 128).save(), SAVE_PENDING, "GICR_PENDBASER"),
+        (lambda device: Its(device).save(), SAVE_TABLES, "GITS_BASER"),
+    ],
+)
+def test_tables_that_kvm_cannot_write_are_told_with_the_register_that_says_where(device, save, attr, where):
+    device.refused[CTRL, attr] = errno.EFAULT
+    with pytest.raises(HostError, match="EFAULT") as failed:
+        save(device)
+    assert where in "".join(failed.value.__notes__)
+
+
 def test_an_its_is_read_after_its_tables_were_written_to_memory(device):
     Its(device).save()
     assert device.done[0] == ("control", CTRL, SAVE_TABLES, 0)
