@@ -43,8 +43,7 @@ MASKS = {"daifset": 0xD503_40DF, "daifclr": 0xD503_40FF, "spsel": 0xD500_40BF}
 ELR_EL1, SPSR_EL1, VBAR_EL1 = spec.sysreg(3, 0, 4, 0, 1), spec.sysreg(3, 0, 4, 0, 0), spec.sysreg(3, 0, 12, 0, 0)
 SCTLR_EL1, TTBR0_EL1, TCR_EL1 = spec.sysreg(3, 0, 1, 0, 0), spec.sysreg(3, 0, 2, 0, 0), spec.sysreg(3, 0, 2, 0, 2)
 MAIR_EL1 = spec.sysreg(3, 0, 10, 2, 0)
-ICC_PMR_EL1, ICC_CTLR_EL1 = spec.sysreg(3, 0, 4, 6, 0), spec.sysreg(3, 0, 12, 12, 4)
-ICC_IGRPEN1_EL1 = spec.sysreg(3, 0, 12, 12, 7)
+ICC_PMR_EL1, ICC_IGRPEN1_EL1 = spec.sysreg(3, 0, 4, 6, 0), spec.sysreg(3, 0, 12, 12, 7)
 INTERFACE = (
     ICC_PMR_EL1,
     *(spec.sysreg(3, 0, 12, crm, op2) for crm in (8, 9, 11, 12) for op2 in range(8)),

@@ -5,12 +5,13 @@ from collections import Counter
 
 import pytest
 
-from tests.lab.outer import Outer
+from tests.lab.architecture import AARCH64
+from tests.lab.outer import Outer, OuterDiedError
 from tests.lab.random_guest import KINDS
 
 pytestmark = pytest.mark.lab
 
-GUESTS, MANY = 30, 600
+GUESTS, MANY, DEATHS_MAX = 30, 600, 5
 GUEST_S = 30
 """Ten times the usual: some wait for an interrupt, or are in a loop, until they are stopped."""
 
@@ -38,8 +39,16 @@ def test_whatever_a_guest_does_to_its_cpus_and_its_interrupts_can_be_saved_and_r
 
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
-def test_whatever_many_more_guests_do_can_be_saved_and_restored(outer_aarch64: Outer) -> None:
+@pytest.mark.usefixtures("kernels_aarch64")
+def test_whatever_many_more_guests_do_can_be_saved_and_restored() -> None:
     tally: Counter[str] = Counter()
+    died = 0
     for first in range(1000, 1000 + MANY, GUESTS):
-        tally += tried(outer_aarch64, first, GUESTS)
-    holds(tally, MANY)
+        with Outer(AARCH64) as outer:
+            try:
+                tally += tried(outer, first, GUESTS)
+            except OuterDiedError as error:  # an assertion of the emulator's (`random_guest`), not of its KVM
+                print(error)
+                died += 1
+    assert died <= DEATHS_MAX
+    holds(tally, MANY - died * GUESTS)
