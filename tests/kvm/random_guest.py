@@ -6,10 +6,8 @@ well. It is over where the CPU stops otherwise (a triple fault, an address witho
 """
 
 import random
-import signal
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from snapkit.errors import HostError
@@ -17,6 +15,7 @@ from snapkit.state.spec.x86 import EFER
 from snapkit.state.vcpu_x86_64 import VcpuState
 from snapkit.units import Gpa
 from snapkit.vmm.kvm import abi
+from tests.kvm.bounded import not_for_ever
 from tests.kvm.one_vcpu import CODE_AT, OUT, Bench, bench
 
 STEPS_MAX, VECTORS, DESCRIPTORS = 8, 32, 16
@@ -97,7 +96,7 @@ def _do(one: Bench, step: Step) -> str:
     one.memory.write(CODE_AT, step.code + OUT)
     try:
         one.fd.set_regs(regs)
-        with _not_for_ever():
+        with not_for_ever(STUCK_S):
             one.fd.run()
     except InterruptedError:
         return "stuck"
@@ -105,18 +104,6 @@ def _do(one: Bench, step: Step) -> str:
         return str(error)
     reason = abi.RUN_EXIT.unpack_from(one.fd.run_page, abi.RUN_EXIT_AT)[0]
     return "" if reason == abi.KVM_EXIT_IO else f"exit {reason}"
-
-
-@contextmanager
-def _not_for_ever() -> Iterator[None]:
-    """Have a signal end what takes too long: the guest is in a loop, and is saved there."""
-    before = signal.signal(signal.SIGALRM, lambda _signal, _frame: None)
-    signal.setitimer(signal.ITIMER_REAL, STUCK_S)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def _steps(chance: random.Random, msrs: Sequence[int]) -> list[Step]:

@@ -12,8 +12,8 @@ timers (`TIMER_VALUE`), and of some hundreds of seeds one ends it (``icv_gprio_m
 import random
 import signal
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from snapkit.errors import HostError
@@ -22,7 +22,8 @@ from snapkit.state.spec import gicv3
 from snapkit.state.spec.address_map import GICD_GPA, GICR_LEN, GITS_TRANSLATER, gicr_gpa, its_gpa
 from snapkit.units import MIB, Gpa
 from snapkit.vmm.kvm import abi
-from tests.lab.inside_arm_kvm import QUEUE, VALID, VCPUS, Machine
+from tests.kvm.bounded import not_for_ever
+from tests.lab.inside_arm_kvm import MAPD, QUEUE, VALID, VCPUS, Machine
 from tests.state.its_writer import BASE, ITTS, LEVEL1, PENDING, PROPERTIES
 
 KINDS = ("vcpu-aarch64", "gicv3-distributor", "gicv3-redistributor", "gicv3-cpu-interface", "gicv3-its")
@@ -59,7 +60,8 @@ TIMER_VALUE = 0x7FFF_FFFF
 """What a timer's registers get at most: QEMU 7.2 loops for ever over one that is due after the counter's wrap, be it as a
 compare value or by a negative TVAL (gt_recalc_timer of target/arm/helper.c: the sum with the offset overflows)."""
 OF_CPUS = (0, GICR_LEN)
-ALL_COMMANDS = (0x01, 0x03, 0x03, 0x04, 0x05, 0x08, 0x09, 0x0A, 0x0A, 0x0B, 0x0C, 0x0D, 0x0E, 0x0F)
+MOVI, INT, CLEAR, SYNC, MAPC, MAPTI, MAPI, INV, INVALL, MOVALL, DISCARD = 1, 3, 4, 5, *range(0x9, 0x10)
+COMMANDS = (MOVI, INT, INT, CLEAR, SYNC, MAPD, MAPC, MAPTI, MAPTI, MAPI, INV, INVALL, MOVALL, DISCARD)
 DEVICES = (0x8, 0x10, 0x18, 0x1_0000)
 COMMAND_LEN, COMMANDS_FROM, COMMANDS_MAX = 32, 2, 24
 WORDS = (0, 1, 3, 0xFF, 0xFFFF_FFFF, 0xA0A0_A0A0, 1 << 27, 0x2000, 0x2003)
@@ -133,7 +135,7 @@ def _run(target: Machine, fd: Any, steps: list[Step], begin: int) -> str:
     try:
         fd.set_regs({spec.PC: CODE_AT, **{_x(number): value for number, value in values.items()}})
         for _ in range(2 * STEPS_MAX):
-            with _not_for_ever():
+            with not_for_ever(STUCK_S):
                 fd.run()
             reason = abi.RUN_EXIT.unpack_from(fd.run_page, abi.RUN_EXIT_AT)[0]
             if reason != abi.KVM_EXIT_MMIO:
@@ -153,18 +155,6 @@ def _complete(fd: Any) -> None:
     with suppress(InterruptedError, BlockingIOError, HostError):
         fd.run()
     fd.run_page[abi.RUN_IMMEDIATE_EXIT] = 0
-
-
-@contextmanager
-def _not_for_ever() -> Iterator[None]:
-    """Have a signal end what takes too long: the guest is in a loop, or waits, and is saved there."""
-    before = signal.signal(signal.SIGALRM, lambda _signal, _frame: None)
-    signal.setitimer(signal.ITIMER_REAL, STUCK_S, STUCK_S)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def is_timers(register: int) -> bool:
@@ -281,7 +271,7 @@ def _word(chance: random.Random) -> int:
 def _command(chance: random.Random) -> bytes:
     """One for the ITS: mostly of devices, events, LPIs and collections that there are, or nearly."""
     number, device, event = (
-        chance.choice(ALL_COMMANDS),
+        chance.choice(COMMANDS),
         chance.choice((8, *DEVICES)),
         chance.choice((0, 1, 2, 3, 40)),
     )
@@ -292,14 +282,14 @@ def _command(chance: random.Random) -> bytes:
     )
     valid = VALID if chance.random() < 0.8 else 0
     first, second, third, fourth = number | device << 32, event, collection, 0
-    if number == 0x08:
+    if number == MAPD:
         itt = 0x100 if chance.random() < 0.05 else ITTS + MIB * (1 + DEVICES.index(device))
         second, third = chance.choice((0, 1, 3, 15, 31)), valid | itt
-    elif number == 0x09:
+    elif number == MAPC:
         third = valid | cpu << 16 | collection & 0xFFFF
-    elif number == 0x0A:
+    elif number == MAPTI:
         second |= lpi << 32
-    elif number == 0x0E:
+    elif number == MOVALL:
         third, fourth = cpu << 16, chance.choice((0, 1)) << 16
     return struct.pack("<4Q", first, second, third, fourth)
 
